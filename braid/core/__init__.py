@@ -1,0 +1,1 @@
+"""Words shared by every floor. Standard library only."""

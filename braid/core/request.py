@@ -1,0 +1,117 @@
+"""The life of one request. One number is the truth: ``num_computed_tokens`` catches up with ``num_tokens``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from braid.core.sampling import SamplingParams
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+class FinishReason(str, Enum):
+    """Why a request ended; the values are OpenAI's where OpenAI has one."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class TokenLogprobs(NamedTuple):
+    """Natural-log probability of one chosen token, its rank (1 = most likely), and the best alternatives.
+
+    Probabilities are those of the model before temperature and truncation, after penalties and bias.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+class Delta(NamedTuple):
+    """What one request gained since its last delta; the last one carries ``finish_reason``.
+
+    ``stop_reason`` is the stop string or the stop token id that ended the request; ``error`` is a text for the user when
+    ``finish_reason`` is ERROR.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None
+    num_cached_tokens: int
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence on its way through the scheduler.
+
+    Invariants:
+        1. ``0 <= num_computed_tokens <= num_tokens``; KV exists for exactly the first ``num_computed_tokens`` tokens.
+        2. ``block_ids`` covers at least ``num_computed_tokens`` tokens and is owned by the block pool's writer.
+        3. ``num_output_tokens = num_tokens - num_prompt_tokens``; a preemption never removes an output token.
+
+    Times are seconds on the executor's clock.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    arrival_time: float = 0.0
+    eos_token_ids: frozenset[int] = frozenset()
+    max_tokens: int = 0
+    """Output limit after the context limit is applied; set by whoever admits the request (>= 1)."""
+    seed: int = 0
+    """The random stream; equals ``params.seed`` where one was given."""
+    priority: int = 0
+    """Lower runs earlier (vLLM's meaning)."""
+    cache_salt: str = ""
+    """Prefix blocks are shared only among requests of equal salt."""
+    program_id: str | None = None
+
+    status: Status = Status.WAITING
+    token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache at first admission."""
+    block_ids: list[int] = field(default_factory=list)
+    in_flight: bool = False
+    num_preemptions: int = 0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    error: str | None = None
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+    finish_time: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            self.token_ids = list(self.prompt_token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is Status.FINISHED

@@ -1,0 +1,99 @@
+"""The messages of one step, and the seam they cross. A plan is all an executor may look at, and all that is logged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from braid.core.request import TokenLogprobs
+from braid.core.sampling import SamplingParams
+
+
+class SampleSpec(NamedTuple):
+    """How to choose the token that follows a piece of work.
+
+    ``token_ids`` is the request's whole history (prompt, then output), for penalties; the random number of a token is a pure
+    function of ``(seed, len(token_ids) - num_prompt_tokens)``, so it does not depend on the batch or on preemption.
+    ``banned_token_ids`` may not be chosen (end tokens before ``min_tokens``).
+    """
+
+    params: SamplingParams
+    seed: int
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
+    banned_token_ids: tuple[int, ...] = ()
+
+
+class Work(NamedTuple):
+    """Tokens ``[start, start + len(token_ids))`` of one request, to be computed in one step.
+
+    ``block_ids`` covers ``start + len(token_ids)`` tokens. ``sample`` is None while the prompt is not yet complete.
+    """
+
+    request_id: str
+    token_ids: Sequence[int]
+    start: int
+    block_ids: Sequence[int]
+    sample: SampleSpec | None
+
+    @property
+    def is_decode(self) -> bool:
+        """One token on top of existing KV: what decode kernels are made for."""
+        return len(self.token_ids) == 1 and self.start > 0
+
+
+class StepPlan(NamedTuple):
+    """One step of one lane. Decodes come first in ``works``; a request appears at most once."""
+
+    step_id: int
+    lane: str
+    works: tuple[Work, ...]
+    preempted: tuple[str, ...] = ()
+
+    @property
+    def num_scheduled_tokens(self) -> int:
+        return sum(len(work.token_ids) for work in self.works)
+
+
+class SampledToken(NamedTuple):
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class StepResult(NamedTuple):
+    """What came of a plan. ``errors`` maps requests that failed to a text for the user; their KV is not to be trusted.
+
+    ``start`` and ``duration`` are seconds on the executor's clock.
+    """
+
+    step_id: int
+    lane: str
+    start: float
+    duration: float
+    tokens: dict[str, SampledToken]
+    errors: dict[str, str] = {}
+
+
+class Executor(Protocol):
+    """Effects live here; twins are the real Runner (wall clock) and the SimExecutor (virtual clock)."""
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """Names of the lanes that can hold one step each at the same time."""
+        ...
+
+    def now(self) -> float:
+        """Seconds on this executor's monotonic clock."""
+        ...
+
+    def submit(self, plan: StepPlan) -> None:
+        """Start a step; returns at once. At most one step per lane is in flight."""
+        ...
+
+    def wait(self, until: float | None) -> list[StepResult]:
+        """Block until a step ends, ``wake`` is called or ``until`` is reached; the only blocking call of the loop."""
+        ...
+
+    def wake(self) -> None:
+        """Make a running or the next ``wait`` return early; safe from any thread."""
+        ...

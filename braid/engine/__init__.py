@@ -1,0 +1,1 @@
+"""Assembly: the engine, its process, and the clients that talk to it."""

@@ -1,0 +1,1 @@
+"""Model families: a small file each."""

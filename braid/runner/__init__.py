@@ -1,0 +1,1 @@
+"""The real executor: plans to tensors to tokens."""

@@ -1,0 +1,1 @@
+"""Virtual-time twin of the runner."""
