@@ -1,0 +1,20 @@
+"""The only place that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Folder for downloads' and conversions' by-products: ``BRAID_CACHE``, else ``$XDG_CACHE_HOME/braid``, else ``~/.cache/braid``."""
+    explicit = os.environ.get("BRAID_CACHE")
+    if explicit:
+        return Path(explicit).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "braid"
+
+
+def forced_cpu_isa() -> str | None:
+    """``BRAID_CPU_ISA``: the instruction set native kernels must use (tests run them all); None picks the best."""
+    return os.environ.get("BRAID_CPU_ISA") or None

@@ -1,0 +1,85 @@
+"""The seam between the HTTP shell and whatever produces tokens. Free of torch, so that the HTTP process stays small."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from braid.core.request import Delta
+from braid.core.sampling import SamplingParams
+
+
+class GenerateRequest(NamedTuple):
+    """One sequence to be generated; an ``n > 1`` call is expanded into children with ids of their own before this point."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+    program_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineInfo:
+    """What a ready engine says of itself; constant until it restarts."""
+
+    model: str
+    architecture: str
+    dtype: str
+    device: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    kernels: str
+    torch_version: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """Gauges at one moment and counters since the engine started (token counts in tokens)."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    """Blocks that can be granted now, cached ones included."""
+    num_cached_blocks: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    num_preemptions: int = 0
+    num_steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+
+
+class EngineClient(Protocol):
+    """Tokens in, tokens out."""
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """None until the engine has been ready once."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """True while the engine accepts requests."""
+        ...
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """Stream a request's deltas; the last has a finish_reason. Closing the iterator (``aclose``) aborts the request.
+
+        Raises:
+            EngineDeadError: the engine is not running, or died before the request ended.
+            OverloadedError: the queue is full.
+            InvalidParameterError: the engine's limits do not admit the request (for example its context length).
+        """
+        ...
+
+    async def stats(self) -> EngineStats:
+        """Raises EngineDeadError when the engine is not running."""
+        ...
