@@ -1,0 +1,77 @@
+"""What a user may decide about an engine. Frozen; everything left as None is measured or taken from the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from braid.core.errors import InvalidParameterError
+
+DTYPES = ("auto", "bfloat16", "float32")
+DEVICES = ("auto", "cpu", "cuda")
+DEFAULT_MODEL = "smollm2"
+MAX_BLOCK_SIZE = 256
+
+
+def _require(ok: bool, param: str, value: object, valid: str) -> None:
+    if not ok:
+        raise InvalidParameterError(f"{param} must be {valid}, got {value!r}", param=param)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Which model to serve, and how much of the machine it may use.
+
+    Args:
+        model: an alias, a folder, a ``.gguf`` file or a hub id (``org/name``, ``org/name:Q4_K_M``, ``org/name@revision``).
+        dtype: number format of weights, activations and KV: ``auto`` (the checkpoint's, if the machine is fast in it),
+            ``bfloat16`` or ``float32``.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+        max_model_len: longest prompt plus output, in tokens; None takes the model's, cut to what memory can hold.
+        max_num_seqs: most requests that run at the same time; None sizes it from the machine.
+        max_num_batched_tokens: token budget of one step; None sizes it from the machine.
+        block_size: tokens per KV block; a power of two.
+        kv_cache_memory: bytes for KV blocks; None sizes it from free memory.
+        threads: compute threads; None uses every core this process may run on.
+        seed: seeds the random stream of requests that bring none.
+        offline: never ask the network, use what is on disk.
+
+    Raises:
+        InvalidParameterError: naming the field, the value and the valid range.
+    """
+
+    model: str = DEFAULT_MODEL
+    dtype: str = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    kv_cache_memory: int | None = None
+    threads: int | None = None
+    seed: int = 0
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        model_ok = isinstance(self.model, str) and self.model.strip() != ""
+        _require(model_ok, "model", self.model, "a non-empty model name")
+        _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        _require(self.device in DEVICES, "device", self.device, f"one of {', '.join(DEVICES)}")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "threads"):
+            value = getattr(self, name)
+            _require(value is None or (_whole(value) and value >= 1), name, value, "an integer >= 1 or None")
+        size = self.block_size
+        size_ok = _whole(size) and 1 <= size <= MAX_BLOCK_SIZE and size & (size - 1) == 0
+        _require(size_ok, "block_size", size, f"a power of two in [1, {MAX_BLOCK_SIZE}]")
+        seed_ok = _whole(self.seed) and 0 <= self.seed < 2**63
+        _require(seed_ok, "seed", self.seed, "an integer in [0, 2**63)")
+        tokens, seqs = self.max_num_batched_tokens, self.max_num_seqs
+        if tokens is not None and seqs is not None:
+            valid = f"at least max_num_seqs ({seqs}): every running request needs one token per step"
+            _require(tokens >= seqs, "max_num_batched_tokens", tokens, valid)
