@@ -1,4 +1,4 @@
-"""What a user may decide about an engine. Frozen; everything left as None is measured or taken from the model."""
+"""What a user may decide about an engine. What is left as None is measured or taken from the model."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ class EngineConfig:
     """Which model to serve, and how much of the machine it may use.
 
     Args:
-        model: an alias, a folder, a ``.gguf`` file or a hub id (``org/name``, ``org/name:Q4_K_M``, ``org/name@revision``).
-        dtype: number format of weights, activations and KV: ``auto`` (the checkpoint's, if the machine is fast in it),
-            ``bfloat16`` or ``float32``.
+        model: an alias, a folder, a ``.gguf`` file or a hub id (``org/name``, ``org/name:Q4_K_M``,
+            ``org/name@revision``).
+        dtype: number format of weights, activations and KV: ``auto`` (the checkpoint's, where the machine is
+            fast in it), ``bfloat16`` or ``float32``.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
-        max_model_len: longest prompt plus output, in tokens; None takes the model's, cut to what memory can hold.
+        max_model_len: longest prompt plus output, in tokens; None takes the model's, cut to what memory
+            can hold.
         max_num_seqs: most requests that run at the same time; None sizes it from the machine.
         max_num_batched_tokens: token budget of one step; None sizes it from the machine.
         block_size: tokens per KV block; a power of two.
