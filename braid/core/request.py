@@ -28,7 +28,7 @@ class FinishReason(str, Enum):
 class TokenLogprobs(NamedTuple):
     """Natural-log probability of one chosen token, its rank (1 = most likely), and the best alternatives.
 
-    Probabilities are those of the model before temperature and truncation, after penalties and bias.
+    Probabilities are the model's own: before penalties, bias, temperature and truncation.
     """
 
     token_id: int

@@ -1,0 +1,41 @@
+"""KV lives once, in one address space; block ids index its first axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class KVStore:
+    """The KV tensors of every layer.
+
+    Args:
+        kv_shapes: per layer, the trailing shape of each KV tensor for one token (grouped-query attention: K and V;
+            MLA: one latent).
+        num_blocks, block_size: tensor shape is ``[num_blocks, block_size, *trailing]``.
+    """
+
+    def __init__(
+        self,
+        kv_shapes: Sequence[tuple[tuple[int, ...], ...]],
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        # Zeroed lazily by the kernel's page allocator: untouched blocks cost no resident memory on a CPU.
+        self.layers: tuple[tuple[Tensor, ...], ...] = tuple(
+            tuple(
+                torch.zeros((num_blocks, block_size, *shape), dtype=dtype, device=device) for shape in shapes
+            )
+            for shapes in kv_shapes
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer)

@@ -1,0 +1,146 @@
+"""The real executor: one thread per lane, wall clock, real tokens.
+
+What may live here: turning a plan into tensors, running the model, sampling, and the fault wall around both. Nothing here decides what
+runs next.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from braid.core.step import SampledToken, SampleSpec, StepPlan, StepResult, Work
+from braid.models.base import CausalLM
+from braid.runner.batch import build_batch
+from braid.runner.kv_store import KVStore
+from braid.runner.sampler import sample
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RunnerTimes:
+    """Seconds spent since the start, by part of a step."""
+
+    steps: int = 0
+    build: float = 0.0
+    forward: float = 0.0
+    sample: float = 0.0
+
+
+class Runner:
+    """Executes plans on one device.
+
+    Args:
+        model: weights loaded, on ``device``.
+        kv: the one KV store; its blocks are named by the plans.
+        num_threads: cores of the lane; None keeps torch's choice.
+    """
+
+    lanes = ("mixed",)
+
+    def __init__(self, model: CausalLM, kv: KVStore, *, device: torch.device) -> None:
+        self.times = RunnerTimes()
+        self._model = model
+        self._kv = kv
+        self._device = device
+        self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[StepResult | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve_lane, name="lane-mixed", daemon=True)
+        self._thread.start()
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def submit(self, plan: StepPlan) -> None:
+        self._plans.put(plan)
+
+    def wait(self, until: float | None) -> list[StepResult]:
+        timeout = None if until is None else max(0.0, until - self.now())
+        try:
+            result = self._results.get(timeout=timeout)
+        except queue.Empty:
+            return []
+        return [] if result is None else [result]
+
+    def wake(self) -> None:
+        self._results.put(None)
+
+    def close(self) -> None:
+        """Stop the lane after the step in flight."""
+        self._plans.put(None)
+        self._thread.join()
+
+    def _serve_lane(self) -> None:
+        with torch.inference_mode():
+            while (plan := self._plans.get()) is not None:
+                self._results.put(self.execute(plan))
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one plan on the calling thread. Never raises: what fails is named in ``errors``."""
+        start = self.now()
+        try:
+            tokens, errors = self._run(plan.works)
+        except Exception as error:
+            tokens, errors = self._isolate(plan.works, error)
+        self.times.steps += 1
+        return StepResult(plan.step_id, plan.lane, start, self.now() - start, tokens, errors)
+
+    def _isolate(
+        self, works: Sequence[Work], error: Exception
+    ) -> tuple[dict[str, SampledToken], dict[str, str]]:
+        """After a failed step, run each work alone: only the guilty request fails.
+
+        Running a work again is safe, since it writes the same KV to the same slots.
+        """
+        logger.error("a step of %d requests failed (%r); running them one by one", len(works), error)
+        tokens: dict[str, SampledToken] = {}
+        errors: dict[str, str] = {}
+        for work in works:
+            try:
+                its_tokens, its_errors = self._run([work])
+            except Exception as own:
+                errors[work.request_id] = f"the model step failed: {own}"
+                logger.exception("request %s failed alone", work.request_id)
+            else:
+                tokens |= its_tokens
+                errors |= its_errors
+        return tokens, errors
+
+    def _run(self, works: Sequence[Work]) -> tuple[dict[str, SampledToken], dict[str, str]]:
+        clock = time.perf_counter
+        begin = clock()
+        batch = build_batch(works, self._kv.block_size, self._device)
+        built = clock()
+        hidden_TD = self._model(batch, self._kv.layers)
+        sampling = [(work.request_id, work.sample) for work in works if work.sample is not None]
+        logits_NV = self._model.logits(hidden_TD[batch.logit_rows]) if sampling else None
+        forwarded = clock()
+        chosen = _choose(logits_NV, sampling)
+        self.times.build += built - begin
+        self.times.forward += forwarded - built
+        self.times.sample += clock() - forwarded
+        return chosen
+
+
+def _choose(
+    logits_NV: Tensor | None, sampling: Sequence[tuple[str, SampleSpec]]
+) -> tuple[dict[str, SampledToken], dict[str, str]]:
+    tokens: dict[str, SampledToken] = {}
+    errors: dict[str, str] = {}
+    if logits_NV is None:
+        return tokens, errors
+    outcomes = sample(logits_NV, [spec for _, spec in sampling])
+    for (request_id, _), outcome in zip(sampling, outcomes, strict=True):
+        if isinstance(outcome, SampledToken):
+            tokens[request_id] = outcome
+        else:
+            errors[request_id] = f"sampling failed: {outcome}"
+    return tokens, errors
