@@ -1,0 +1,146 @@
+"""From a configuration to an engine that is ready to serve."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+
+import braid.kernels
+from braid.checkpoint.open import Checkpoint, open_checkpoint
+from braid.checkpoint.progress import NullProgress, Progress
+from braid.checkpoint.resolve import resolve
+from braid.checkpoint.weights import iter_weights
+from braid.core.config import EngineConfig
+from braid.core.errors import CapacityError, InvalidParameterError
+from braid.core.spec import ModelSpec
+from braid.device.machine import probe
+from braid.engine.core import EngineCore
+from braid.engine.protocol import EngineInfo
+from braid.models.base import CausalLM
+from braid.models.loading import load_weights
+from braid.models.registry import build_model
+from braid.models.spec import model_spec
+from braid.policy.fit import MemoryPlan, fit
+from braid.runner.kv_store import KVStore
+from braid.runner.runner import Runner
+from braid.sched.scheduler import Scheduler, SchedulerConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An engine that has not been started yet, and how its memory was reckoned."""
+
+    core: EngineCore
+    plan: MemoryPlan
+    reckoning: list[str]
+
+
+def build_engine(
+    config: EngineConfig,
+    *,
+    eos_token_ids: frozenset[int],
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> Built:
+    """Measure the machine, size the memory, load the weights and assemble the engine.
+
+    Args:
+        checkpoint: given where the caller has opened it already; else ``config.model`` is resolved.
+
+    Raises:
+        BraidError: the model cannot be found, read or fitted, or the device is not there.
+    """
+    begin = time.monotonic()
+    progress = progress or NullProgress()
+    if checkpoint is None:
+        checkpoint = open_checkpoint(resolve(config.model, progress=progress, offline=config.offline))
+    device = pick_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    dtype = pick_dtype(config.dtype, checkpoint)
+    spec = model_spec(config.model, checkpoint.config)
+    plan = plan_memory(config, spec, dtype, device)
+    model = build_model(checkpoint.config, dtype=dtype, device=device)
+    load_weights(model, iter_weights(checkpoint, dtype, progress=progress))
+    model.eval()
+    kv = KVStore(
+        model.kv_shapes, num_blocks=plan.num_blocks, block_size=config.block_size, dtype=dtype, device=device
+    )
+    runner = Runner(model, kv, device=device)
+    scheduler = Scheduler(_scheduler_config(config, plan))
+    info = _describe(config, spec, plan, dtype, device)
+    reckoning = [*plan.lines(), f"ready in {time.monotonic() - begin:.1f} s"]
+    core = EngineCore(scheduler, runner, info, eos_token_ids=eos_token_ids, seed=config.seed)
+    return Built(core, plan, reckoning)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """``auto`` takes a GPU if torch sees one; a GPU asked for and not there is an error."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise InvalidParameterError("device is 'cuda', but torch sees no NVIDIA GPU here; use auto or cpu", param="device")
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def pick_dtype(wanted: str, checkpoint: Checkpoint) -> torch.dtype:
+    """``auto`` keeps float32 checkpoints in float32; everything else, half and quantised, runs in bfloat16."""
+    if wanted == "auto":
+        stored = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")
+        wanted = "float32" if stored == "float32" else "bfloat16"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
+
+
+def plan_memory(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> MemoryPlan:
+    """Reckon KV blocks and batch sizes from what the machine has now.
+
+    Raises:
+        CapacityError: with the numbers, when it cannot fit.
+    """
+    name = str(dtype).removeprefix("torch.")
+    return fit(
+        spec,
+        probe(gpu=device.type == "cuda"),
+        dtype=name,
+        kv_dtype=name,
+        block_size=config.block_size,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        kv_cache_bytes=config.kv_cache_memory,
+    )
+
+
+def _scheduler_config(config: EngineConfig, plan: MemoryPlan) -> SchedulerConfig:
+    return SchedulerConfig(
+        num_blocks=plan.num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=plan.max_num_seqs,
+        max_num_batched_tokens=plan.max_num_batched_tokens,
+        max_model_len=plan.max_model_len,
+    )
+
+
+def _describe(
+    config: EngineConfig, spec: ModelSpec, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
+) -> EngineInfo:
+    return EngineInfo(
+        model=config.model,
+        architecture=spec.architecture,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        max_model_len=plan.max_model_len,
+        max_num_seqs=plan.max_num_seqs,
+        max_num_batched_tokens=plan.max_num_batched_tokens,
+        vocab_size=spec.vocab_size,
+        num_blocks=plan.num_blocks,
+        block_size=config.block_size,
+        kernels=braid.kernels.describe(),
+        torch_version=torch.__version__,
+    )

@@ -1,0 +1,182 @@
+"""One engine in one process: the loop on its own thread, requests in, deltas out."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError
+from braid.core.request import Delta, Request
+from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+from braid.runner.runner import Runner
+from braid.sched.loop import Loop
+from braid.sched.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+OnDelta = Callable[[Delta], None]
+OnError = Callable[[BraidError], None]
+
+
+class _Sink(NamedTuple):
+    on_delta: OnDelta
+    on_error: OnError
+
+
+class EngineCore:
+    """Owns a scheduler, its runner and the loop thread.
+
+    Callbacks run on the loop thread and must return at once.
+
+    Args:
+        eos_token_ids: tokens that end a request unless it asks to ignore them.
+        seed: seeds the streams of requests that bring no seed of their own.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        info: EngineInfo,
+        *,
+        eos_token_ids: frozenset[int],
+        seed: int = 0,
+    ) -> None:
+        self.info = info
+        self.runner = runner
+        self._scheduler = scheduler
+        self._eos_token_ids = eos_token_ids
+        self._seeds = itertools.count(seed)
+        self._sinks: dict[str, _Sink] = {}
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._loop = Loop(scheduler, runner, self._deliver)
+        self._thread = threading.Thread(target=self._serve, name="engine-loop", daemon=True)
+        self._on_failure: Callable[[BaseException], None] = lambda error: None
+        self.on_step: Callable[[], None] = lambda: None
+        """Called on the loop thread when all deltas of a step have been handed out."""
+
+    @property
+    def is_alive(self) -> bool:
+        """True while requests are served."""
+        return self._thread.is_alive() and self._failure is None and not self._stopping
+
+    def start(self, on_failure: Callable[[BaseException], None] | None = None) -> None:
+        """Begin to serve; ``on_failure`` hears of a fault that ends the loop."""
+        if on_failure is not None:
+            self._on_failure = on_failure
+        self._thread.start()
+
+    def submit(self, request: GenerateRequest, on_delta: OnDelta, on_error: OnError) -> None:
+        """Queue a request; a refusal goes to ``on_error``. Safe from any thread.
+
+        Raises:
+            EngineDeadError: the loop has ended.
+        """
+        self._require_alive()
+        self._loop.post(lambda: self._add(request, _Sink(on_delta, on_error)))
+
+    def abort(self, request_id: str) -> None:
+        """End a request; unknown or finished ids are ignored. Safe from any thread."""
+        if self._failure is None:
+            self._loop.post(lambda: self._abort(request_id))
+
+    def stats(self) -> Future[EngineStats]:
+        """Gauges and counters, taken between two steps."""
+        self._require_alive()
+        future: Future[EngineStats] = Future()
+        self._loop.post(lambda: future.set_result(self._stats()))
+        return future
+
+    def close(self) -> None:
+        """Stop after the step in flight; unfinished requests get an error."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self.runner.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.runner.close()
+        self._fail_all(EngineDeadError("the engine was closed"))
+
+    def _require_alive(self) -> None:
+        if self._failure is not None or self._stopping:
+            raise EngineDeadError(f"the engine is not running: {self._failure or 'closed'}")
+
+    def _serve(self) -> None:
+        try:
+            self._loop.run(lambda: self._stopping)
+        except BaseException as error:
+            logger.exception("the engine loop ended")
+            self._failure = error
+            self._fail_all(EngineDeadError(f"the engine failed: {error}"))
+            self._on_failure(error)
+
+    def _fail_all(self, error: BraidError) -> None:
+        sinks, self._sinks = self._sinks, {}
+        for sink in sinks.values():
+            sink.on_error(error)
+
+    def _add(self, wanted: GenerateRequest, sink: _Sink) -> None:
+        try:
+            self._check(wanted)
+            self._scheduler.add(self._admit(wanted), self.runner.now())
+        except BraidError as error:
+            sink.on_error(error)
+        else:
+            self._sinks[wanted.request_id] = sink
+
+    def _check(self, wanted: GenerateRequest) -> None:
+        if wanted.request_id in self._sinks:
+            raise InvalidParameterError(f"request id {wanted.request_id!r} is already running", param="request_id")
+        if not wanted.prompt_token_ids:
+            raise InvalidParameterError("the prompt must have at least one token", param="prompt")
+        vocab_size = self.info.vocab_size
+        for param, ids in (
+            ("prompt", wanted.prompt_token_ids),
+            ("stop_token_ids", wanted.params.stop_token_ids),
+            ("logit_bias", tuple(wanted.params.logit_bias)),
+        ):
+            wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
+            if wrong is not None:
+                raise InvalidParameterError(
+                    f"{param} has token id {wrong}; the vocabulary is [0, {vocab_size})", param=param
+                )
+
+    def _admit(self, wanted: GenerateRequest) -> Request:
+        seed = wanted.params.seed
+        return Request(
+            request_id=wanted.request_id,
+            prompt_token_ids=tuple(wanted.prompt_token_ids),
+            params=wanted.params,
+            eos_token_ids=self._eos_token_ids,
+            seed=next(self._seeds) if seed is None else seed,
+            priority=wanted.priority,
+            cache_salt=wanted.cache_salt,
+            program_id=wanted.program_id,
+        )
+
+    def _abort(self, request_id: str) -> None:
+        if self._sinks.pop(request_id, None) is not None:
+            self._scheduler.abort(request_id, self.runner.now())
+
+    def _deliver(self, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            sink = self._sinks.get(delta.request_id)
+            if sink is None:
+                continue
+            if delta.finish_reason is not None:
+                del self._sinks[delta.request_id]
+            try:
+                sink.on_delta(delta)
+            except Exception:  # a listener that went away (a closed event loop) ends its own request only
+                logger.exception("nobody takes the output of request %s", delta.request_id)
+                self._abort(delta.request_id)
+        self.on_step()
+
+    def _stats(self) -> EngineStats:
+        return EngineStats(**self._scheduler.stats())

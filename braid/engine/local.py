@@ -1,0 +1,51 @@
+"""An EngineClient over an engine in the same process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from braid.core.errors import BraidError
+from braid.core.request import Delta
+from braid.engine.core import EngineCore
+from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+
+
+class LocalClient:
+    """Carries requests from an asyncio loop to the engine's thread and deltas back."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self._core = core
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._core.info
+
+    @property
+    def is_ready(self) -> bool:
+        return self._core.is_alive
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """See ``EngineClient.generate``."""
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Delta | BraidError] = asyncio.Queue()
+
+        def put(item: Delta | BraidError) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, item)
+
+        self._core.submit(request, put, put)
+        finished = False
+        try:
+            while not finished:
+                item = await inbox.get()
+                if isinstance(item, BraidError):
+                    finished = True
+                    raise item
+                finished = item.finish_reason is not None
+                yield item
+        finally:
+            if not finished:
+                self._core.abort(request.request_id)
+
+    async def stats(self) -> EngineStats:
+        return await asyncio.wrap_future(self._core.stats())

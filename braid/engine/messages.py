@@ -1,0 +1,99 @@
+"""What the HTTP process and the engine process say to each other: msgpack through msgspec, never pickle."""
+
+from __future__ import annotations
+
+import msgspec
+
+from braid.core.config import EngineConfig
+from braid.core.errors import BraidError, CapacityError, CheckpointError, InvalidParameterError
+from braid.core.errors import EngineDeadError, ModelNotFoundError, OverloadedError
+from braid.core.request import Delta
+from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+
+
+class Start(msgspec.Struct, tag=True):
+    """First message to a fresh engine process, on its standard input."""
+
+    config: EngineConfig
+    eos_token_ids: frozenset[int]
+    to_engine: str
+    from_engine: str
+    log_level: str = "info"
+
+
+class Generate(msgspec.Struct, tag=True):
+    request: GenerateRequest
+
+
+class Abort(msgspec.Struct, tag=True):
+    request_id: str
+
+
+class GetStats(msgspec.Struct, tag=True):
+    ticket: int
+
+
+class Stop(msgspec.Struct, tag=True):
+    pass
+
+
+class Progress(msgspec.Struct, tag=True):
+    """Loading goes on: ``done`` of ``total`` bytes of ``what``."""
+
+    what: str
+    done: int
+    total: int
+
+
+class Ready(msgspec.Struct, tag=True):
+    info: EngineInfo
+    reckoning: list[str]
+
+
+class Deltas(msgspec.Struct, tag=True):
+    deltas: list[Delta]
+
+
+class Refused(msgspec.Struct, tag=True):
+    """A request that was not admitted, or, with no ``request_id``, an engine that cannot start."""
+
+    request_id: str | None
+    kind: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after: float = 1.0
+
+
+class Stats(msgspec.Struct, tag=True):
+    ticket: int
+    stats: EngineStats
+
+
+ToEngine = Generate | Abort | GetStats | Stop
+FromEngine = Progress | Ready | Deltas | Refused | Stats
+
+_PLAIN_ERRORS: dict[str, type[BraidError]] = {
+    cls.__name__: cls for cls in (CapacityError, CheckpointError, EngineDeadError, ModelNotFoundError)
+}
+
+
+def refusal(request_id: str | None, error: BraidError) -> Refused:
+    """An error as a message."""
+    return Refused(
+        request_id,
+        type(error).__name__,
+        str(error),
+        getattr(error, "param", None),
+        getattr(error, "code", None),
+        getattr(error, "retry_after", 1.0),
+    )
+
+
+def as_error(message: Refused) -> BraidError:
+    """The error that ``refusal`` packed."""
+    if message.kind == InvalidParameterError.__name__:
+        return InvalidParameterError(message.message, param=message.param, code=message.code)
+    if message.kind == OverloadedError.__name__:
+        return OverloadedError(message.message, retry_after=message.retry_after)
+    return _PLAIN_ERRORS.get(message.kind, BraidError)(message.message)
