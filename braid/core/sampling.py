@@ -98,7 +98,9 @@ class SamplingParams:
         _require(_real(penalty) and 0 < penalty <= 10, "repetition_penalty", penalty, "in (0, 10]")
         seed_ok = self.seed is None or (_whole(self.seed) and -(2**63) <= self.seed < 2**64)
         _require(seed_ok, "seed", self.seed, "a 64-bit integer or null")
-        _require(_whole(self.min_tokens) and self.min_tokens >= 0, "min_tokens", self.min_tokens, "an integer >= 0")
+        _require(
+            _whole(self.min_tokens) and self.min_tokens >= 0, "min_tokens", self.min_tokens, "an integer >= 0"
+        )
         max_ok = self.max_tokens is None or (_whole(self.max_tokens) and self.max_tokens >= 1)
         _require(max_ok, "max_tokens", self.max_tokens, "an integer >= 1 or null")
         if self.max_tokens is not None:
@@ -124,9 +126,7 @@ class SamplingParams:
 
     @property
     def has_penalties(self) -> bool:
-        return (
-            self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
-        )
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
     def child(self, index: int) -> SamplingParams:
         """The parameters of output ``index`` of an ``n > 1`` request: alone, with its own random stream."""

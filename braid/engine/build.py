@@ -83,7 +83,9 @@ def pick_device(wanted: str) -> torch.device:
     """``auto`` takes a GPU if torch sees one; a GPU asked for and not there is an error."""
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise InvalidParameterError("device is 'cuda', but torch sees no NVIDIA GPU here; use auto or cpu", param="device")
+        raise InvalidParameterError(
+            "device is 'cuda', but torch sees no NVIDIA GPU here; use auto or cpu", param="device"
+        )
     if wanted == "cpu" or not available:
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -97,7 +99,9 @@ def pick_dtype(wanted: str, checkpoint: Checkpoint) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
 
 
-def plan_memory(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> MemoryPlan:
+def plan_memory(
+    config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, device: torch.device
+) -> MemoryPlan:
     """Reckon KV blocks and batch sizes from what the machine has now.
 
     Raises:

@@ -215,7 +215,9 @@ class ProcessClient:
             if self._closing:
                 return
             if not self._has_been_ready():
-                self._refuse_start(EngineDeadError(f"the engine process ended with status {code} while starting"))
+                self._refuse_start(
+                    EngineDeadError(f"the engine process ended with status {code} while starting")
+                )
                 return
             if time.monotonic() - began > _STABLE_AFTER:
                 backoff = _FIRST_BACKOFF

@@ -132,7 +132,9 @@ class EngineCore:
 
     def _check(self, wanted: GenerateRequest) -> None:
         if wanted.request_id in self._sinks:
-            raise InvalidParameterError(f"request id {wanted.request_id!r} is already running", param="request_id")
+            raise InvalidParameterError(
+                f"request id {wanted.request_id!r} is already running", param="request_id"
+            )
         if not wanted.prompt_token_ids:
             raise InvalidParameterError("the prompt must have at least one token", param="prompt")
         vocab_size = self.info.vocab_size

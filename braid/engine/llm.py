@@ -173,7 +173,9 @@ class _Model:
         ids = tuple(prompt)
         wrong = next((token for token in ids if not isinstance(token, int)), None)
         if wrong is not None:
-            raise InvalidParameterError(f"a prompt is a string or a list of token ids, got {wrong!r}", param="prompt")
+            raise InvalidParameterError(
+                f"a prompt is a string or a list of token ids, got {wrong!r}", param="prompt"
+            )
         return ids
 
     def _render(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> tuple[int, ...]:
@@ -324,7 +326,9 @@ class AsyncLLM(_Model):
         self, ids: tuple[int, ...], params: SamplingParams, assembler: Assembler | None = None
     ) -> AsyncIterator[StreamOutput]:
         if params.n != 1:
-            raise InvalidParameterError(f"a stream has one output, got n={params.n}; open n streams", param="n")
+            raise InvalidParameterError(
+                f"a stream has one output, got n={params.n}; open n streams", param="n"
+            )
         assembler = assembler or Assembler(self.tokenizer, params)
         deltas = LocalClient(self._core).generate(self._request(ids, params))
         try:
@@ -349,5 +353,7 @@ def _as_params(params: SamplingParams | Sequence[SamplingParams] | None, count: 
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
     if len(params) != count:
-        raise InvalidParameterError(f"got {len(params)} sampling parameters for {count} prompts", param="params")
+        raise InvalidParameterError(
+            f"got {len(params)} sampling parameters for {count} prompts", param="params"
+        )
     return list(params)

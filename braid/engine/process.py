@@ -150,7 +150,9 @@ def main() -> None:
     """Read ``Start`` (one line of JSON) and serve."""
     start = msgspec.json.decode(sys.stdin.buffer.readline(), type=Start)
     logging.basicConfig(
-        level=start.log_level.upper(), format="%(asctime)s %(levelname)s engine %(message)s", stream=sys.stderr
+        level=start.log_level.upper(),
+        format="%(asctime)s %(levelname)s engine %(message)s",
+        stream=sys.stderr,
     )
     threading.Thread(target=_exit_with_parent, name="parent-watch", daemon=True).start()
     serve(start)

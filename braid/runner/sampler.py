@@ -116,7 +116,11 @@ def _draw(logits_V: Tensor, spec: SampleSpec) -> int:
         kept, ids = _candidates(probs_V, params.top_k, params.top_p, params.min_p)
         cumulative = kept.cumsum(0)
     target = random * float(cumulative[-1])
-    index = int(torch.searchsorted(cumulative, torch.tensor(target, dtype=torch.float64, device=cumulative.device), right=True))
+    index = int(
+        torch.searchsorted(
+            cumulative, torch.tensor(target, dtype=torch.float64, device=cumulative.device), right=True
+        )
+    )
     index = min(index, cumulative.numel() - 1)
     return index if ids is None else int(ids[index])
 
