@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Folder for downloads' and conversions' by-products: ``BRAID_CACHE``, else ``$XDG_CACHE_HOME/braid``, else ``~/.cache/braid``."""
+    """Folder for by-products: ``BRAID_CACHE``, else ``$XDG_CACHE_HOME/braid``, else ``~/.cache/braid``."""
     explicit = os.environ.get("BRAID_CACHE")
     if explicit:
         return Path(explicit).expanduser()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from braid.core.sampling import SamplingParams
@@ -16,7 +16,7 @@ class Status(Enum):
     FINISHED = "finished"
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why a request ended; the values are OpenAI's where OpenAI has one."""
 
     STOP = "stop"
@@ -40,8 +40,8 @@ class TokenLogprobs(NamedTuple):
 class Delta(NamedTuple):
     """What one request gained since its last delta; the last one carries ``finish_reason``.
 
-    ``stop_reason`` is the stop string or the stop token id that ended the request; ``error`` is a text for the user when
-    ``finish_reason`` is ERROR.
+    ``stop_reason`` is the stop string or the stop token id that ended the request; ``error`` is a text for the
+    user when ``finish_reason`` is ERROR.
     """
 
     request_id: str

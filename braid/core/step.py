@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from braid.core.request import TokenLogprobs
@@ -12,8 +13,9 @@ from braid.core.sampling import SamplingParams
 class SampleSpec(NamedTuple):
     """How to choose the token that follows a piece of work.
 
-    ``token_ids`` is the request's whole history (prompt, then output), for penalties; the random number of a token is a pure
-    function of ``(seed, len(token_ids) - num_prompt_tokens)``, so it does not depend on the batch or on preemption.
+    ``token_ids`` is the request's whole history (prompt, then output), for penalties; the random number of a
+    token is a pure function of ``(seed, len(token_ids) - num_prompt_tokens)``, so it depends neither on the batch
+    nor on preemption.
     ``banned_token_ids`` may not be chosen (end tokens before ``min_tokens``).
     """
 
@@ -71,7 +73,7 @@ class StepResult(NamedTuple):
     start: float
     duration: float
     tokens: dict[str, SampledToken]
-    errors: dict[str, str] = {}
+    errors: Mapping[str, str] = MappingProxyType({})
 
 
 class Executor(Protocol):

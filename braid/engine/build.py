@@ -14,12 +14,11 @@ from braid.checkpoint.progress import NullProgress, Progress
 from braid.checkpoint.resolve import resolve
 from braid.checkpoint.weights import iter_weights
 from braid.core.config import EngineConfig
-from braid.core.errors import CapacityError, InvalidParameterError
+from braid.core.errors import InvalidParameterError
 from braid.core.spec import ModelSpec
 from braid.device.machine import probe
 from braid.engine.core import EngineCore
 from braid.engine.protocol import EngineInfo
-from braid.models.base import CausalLM
 from braid.models.loading import load_weights
 from braid.models.registry import build_model
 from braid.models.spec import model_spec

@@ -29,8 +29,8 @@ Prompt = str | Sequence[int]
 class Completion:
     """One output of a prompt.
 
-    ``logprobs`` has one entry per token where they were asked for. ``stop_reason`` is the stop string or stop token id that
-    ended it, if one did.
+    ``logprobs`` has one entry per token where they were asked for. ``stop_reason`` is the stop string or stop
+    token id that ended it, if one did.
     """
 
     index: int

@@ -5,8 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from braid.core.config import EngineConfig
-from braid.core.errors import BraidError, CapacityError, CheckpointError, InvalidParameterError
-from braid.core.errors import EngineDeadError, ModelNotFoundError, OverloadedError
+from braid.core.errors import (
+    BraidError,
+    CapacityError,
+    CheckpointError,
+    EngineDeadError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    OverloadedError,
+)
 from braid.core.request import Delta
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
 

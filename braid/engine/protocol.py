@@ -11,7 +11,7 @@ from braid.core.sampling import SamplingParams
 
 
 class GenerateRequest(NamedTuple):
-    """One sequence to be generated; an ``n > 1`` call is expanded into children with ids of their own before this point."""
+    """One sequence to be generated; an ``n > 1`` call is expanded into children with ids of their own before."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -71,7 +71,7 @@ class EngineClient(Protocol):
         ...
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
-        """Stream a request's deltas; the last has a finish_reason. Closing the iterator (``aclose``) aborts the request.
+        """Stream a request's deltas; the last has a finish_reason. Closing the iterator aborts the request.
 
         Raises:
             EngineDeadError: the engine is not running, or died before the request ended.

@@ -1,7 +1,7 @@
 """The real executor: one thread per lane, wall clock, real tokens.
 
-What may live here: turning a plan into tensors, running the model, sampling, and the fault wall around both. Nothing here decides what
-runs next.
+What may live here: turning a plan into tensors, running the model, sampling, and the fault wall around both.
+Nothing here decides what runs next.
 """
 
 from __future__ import annotations
