@@ -9,13 +9,25 @@ import pytest
 
 from braid.device.machine import Memory, cpu_name, instruction_sets, probe, usable_cores, usable_memory
 
-X86 = "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t\t: fpu sse4_2 avx avx2 fma avx512f amx_tile\n\nprocessor\t: 1\n"
-ARM = (
-    "processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd aes asimddp sve bf16 i8mm\nCPU part\t: 0xd40\n"
-)
-MEMINFO = (
-    "MemTotal:       1000 kB\nMemFree:         10 kB\nMemAvailable:    600 kB\nHugePages_Total:       0\n"
-)
+X86 = """\
+processor\t: 0
+model name\t: AMD EPYC 9B14
+flags\t\t: fpu sse4_2 avx avx2 fma avx512f amx_tile
+
+processor\t: 1
+"""
+ARM = """\
+processor\t: 0
+BogoMIPS\t: 243.75
+Features\t: fp asimd aes asimddp sve bf16 i8mm
+CPU part\t: 0xd40
+"""
+MEMINFO = """\
+MemTotal:       1000 kB
+MemFree:          10 kB
+MemAvailable:    600 kB
+HugePages_Total:       0
+"""
 
 
 def tree(root: Path, **files: str) -> Path:
