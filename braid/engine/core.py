@@ -78,19 +78,17 @@ class EngineCore:
             EngineDeadError: the loop has ended.
         """
         self._require_alive()
-        self._loop.post(lambda: self._add(request, _Sink(on_delta, on_error)))
+        self._loop.post(lambda scheduler, now: self._add(request, _Sink(on_delta, on_error), now))
 
     def abort(self, request_id: str) -> None:
         """End a request; unknown or finished ids are ignored. Safe from any thread."""
-        if self._failure is None:
-            self._loop.post(lambda: self._abort(request_id))
+        if self.is_alive:
+            self._loop.post(lambda scheduler, now: self._abort(request_id, now))
 
     def stats(self) -> Future[EngineStats]:
         """Gauges and counters, taken between two steps."""
         self._require_alive()
-        future: Future[EngineStats] = Future()
-        self._loop.post(lambda: future.set_result(self._stats()))
-        return future
+        return self._loop.post(lambda scheduler, now: EngineStats(**scheduler.stats()._asdict()))
 
     def close(self) -> None:
         """Stop after the step in flight; unfinished requests get an error."""
@@ -121,10 +119,10 @@ class EngineCore:
         for sink in sinks.values():
             sink.on_error(error)
 
-    def _add(self, wanted: GenerateRequest, sink: _Sink) -> None:
+    def _add(self, wanted: GenerateRequest, sink: _Sink, now: float) -> None:
         try:
             self._check(wanted)
-            self._scheduler.add(self._admit(wanted), self.runner.now())
+            self._scheduler.add(self._admit(wanted), now)
         except BraidError as error:
             sink.on_error(error)
         else:
@@ -162,9 +160,9 @@ class EngineCore:
             program_id=wanted.program_id,
         )
 
-    def _abort(self, request_id: str) -> None:
+    def _abort(self, request_id: str, now: float) -> None:
         if self._sinks.pop(request_id, None) is not None:
-            self._scheduler.abort(request_id, self.runner.now())
+            self._scheduler.abort(request_id, now)
 
     def _deliver(self, deltas: list[Delta]) -> None:
         for delta in deltas:
@@ -177,8 +175,5 @@ class EngineCore:
                 sink.on_delta(delta)
             except Exception:  # a listener that went away (a closed event loop) ends its own request only
                 logger.exception("nobody takes the output of request %s", delta.request_id)
-                self._abort(delta.request_id)
+                self._abort(delta.request_id, self.runner.now())
         self.on_step()
-
-    def _stats(self) -> EngineStats:
-        return EngineStats(**self._scheduler.stats())

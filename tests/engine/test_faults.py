@@ -1,0 +1,87 @@
+"""The fault wall: a fault hits its own request; the others' tokens stay what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+import braid.runner.runner as runner_module
+from braid import LLM, SamplingParams
+from braid.core.errors import BraidError
+from braid.core.request import Delta
+from braid.core.step import Work
+from braid.engine.protocol import GenerateRequest
+from braid.runner.batch import build_batch
+
+PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+POISON = 77
+
+
+def run(llm: LLM, prompts: Sequence[tuple[int, ...]]) -> list[list[Delta]]:
+    """Generate for all prompts at once; every request's deltas, errors included."""
+    import queue
+
+    inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    for index, prompt in enumerate(prompts):
+
+        def put(item: Any, index: int = index) -> None:
+            inbox.put((index, item))
+
+        llm._core.submit(GenerateRequest(f"fault-{index}", prompt, PARAMS), put, put)
+    deltas: list[list[Delta]] = [[] for _ in prompts]
+    left = len(prompts)
+    while left:
+        index, item = inbox.get()
+        deltas[index].append(item)
+        left -= item.finish_reason is not None
+    return deltas
+
+
+def tokens(deltas: list[Delta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+GOOD = [(1, 2, 3), (4, 5, 6, 7, 8), (9,) * 20]
+
+
+def test_a_failing_step_costs_only_the_guilty_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [tokens(deltas) for deltas in run(llm, GOOD)]
+
+    def failing(works: Sequence[Work], *rest: Any) -> Any:
+        if any(POISON in work.token_ids for work in works):
+            raise RuntimeError("injected")
+        return build_batch(works, *rest)
+
+    monkeypatch.setattr(runner_module, "build_batch", failing)
+    outcome = run(llm, [GOOD[0], (POISON, 1), GOOD[1], GOOD[2]])
+    assert outcome[1][-1].finish_reason == "error"
+    assert "injected" in (outcome[1][-1].error or "")
+    assert [tokens(outcome[index]) for index in (0, 2, 3)] == expected
+
+
+def test_a_failed_prefix_is_never_reused(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = tuple(range(40))
+    clean = tokens(run(llm, [prompt[:39]])[0])
+
+    def failing(works: Sequence[Work], *rest: Any) -> Any:
+        raise RuntimeError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module, "build_batch", failing)
+        assert run(llm, [(99, *prompt)])[0][-1].finish_reason == "error"
+    again = run(llm, [(99, *prompt)])[0]
+    assert again[-1].num_cached_tokens == 0
+    assert tokens(run(llm, [prompt[:39]])[0]) == clean
+
+
+def test_the_python_api_raises_for_a_failed_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(works: Sequence[Work], *rest: Any) -> Any:
+        raise RuntimeError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module, "build_batch", failing)
+        with pytest.raises(BraidError, match="injected"):
+            llm.generate("Hello", PARAMS)
+    assert len(llm.generate("Hello", PARAMS)[0].token_ids) == 12

@@ -1,0 +1,151 @@
+"""The supervised engine process: it serves, refuses clearly, comes back from death, and never outlives its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from braid.core.config import EngineConfig
+from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError
+from braid.core.request import Delta, FinishReason
+from braid.core.sampling import SamplingParams
+from braid.engine.client import ProcessClient
+from braid.engine.launch import launch
+from braid.engine.protocol import EngineStats, GenerateRequest
+
+from .conftest import SMALL
+
+END = frozenset({258})
+
+
+def config(model: Path, **options: Any) -> EngineConfig:
+    return EngineConfig(model=str(model), **(SMALL | options))
+
+
+def request(name: str, count: int = 8, prompt: tuple[int, ...] = (1, 2, 3, 4, 5)) -> GenerateRequest:
+    params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
+    return GenerateRequest(name, prompt, params)
+
+
+@pytest.fixture
+async def client(tiny_llama: Path) -> AsyncIterator[ProcessClient]:
+    engine = await launch(config(tiny_llama), eos_token_ids=lambda: END, log_level="warning")
+    yield engine
+    await engine.close()
+
+
+async def collect(client: ProcessClient, wanted: GenerateRequest) -> list[Delta]:
+    return [delta async for delta in client.generate(wanted)]
+
+
+async def settled(client: ProcessClient) -> EngineStats:
+    """Stats once nothing runs any more."""
+    while (stats := await client.stats()).num_running + stats.num_waiting:
+        await asyncio.sleep(0.01)
+    return stats
+
+
+async def test_requests_run_side_by_side_and_leave_nothing(client: ProcessClient) -> None:
+    alone = await collect(client, request("alone"))
+    assert alone[-1].finish_reason is FinishReason.LENGTH
+    tokens = [token for delta in alone for token in delta.token_ids]
+    assert len(tokens) == 8
+    many = await asyncio.gather(*(collect(client, request(f"r{index}")) for index in range(6)))
+    for deltas in many:
+        assert [token for delta in deltas for token in delta.token_ids] == tokens
+    stats = await settled(client)
+    assert stats.num_free_blocks == stats.num_blocks
+    assert stats.generation_tokens == 7 * 8
+    assert client.info is not None
+    assert client.info.max_model_len == 256
+    assert client.info.num_blocks == stats.num_blocks == 400
+
+
+async def test_leaving_a_stream_aborts_it(client: ProcessClient) -> None:
+    stream = client.generate(request("left", count=200))
+    await anext(stream)
+    await stream.aclose()
+    stats = await settled(client)
+    assert stats.num_free_blocks == stats.num_blocks
+    assert stats.generation_tokens < 200
+
+
+async def test_the_engines_refusals_arrive_as_errors(client: ProcessClient) -> None:
+    with pytest.raises(InvalidParameterError, match="vocabulary") as caught:
+        await collect(client, request("bad", prompt=(1, 70000)))
+    assert caught.value.param == "prompt"
+    with pytest.raises(InvalidParameterError) as long:
+        await collect(client, request("long", prompt=(1,) * 400))
+    assert long.value.code == "context_length_exceeded"
+    assert len(await collect(client, request("good"))) > 0
+
+
+async def test_a_killed_engine_ends_its_requests_and_comes_back(client: ProcessClient) -> None:
+    before = await collect(client, request("before"))
+    stream = client.generate(request("victim", count=240))
+    await anext(stream)
+    pid = client.engine_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(EngineDeadError):
+        async for _ in stream:
+            pass
+    assert not client.is_ready
+    with pytest.raises(EngineDeadError, match="restarted"):
+        await collect(client, request("too early"))
+    with pytest.raises(EngineDeadError):
+        await client.stats()
+    while not client.is_ready:
+        await asyncio.sleep(0.05)
+    assert client.restarts == 1
+    assert client.engine_pid != pid
+    after = await collect(client, request("after"))
+    assert [d.token_ids for d in after] == [d.token_ids for d in before]
+
+
+async def test_an_engine_that_cannot_start_says_why(tmp_path: Path, tiny_llama: Path) -> None:
+    with pytest.raises(BraidError, match="nowhere"):
+        await launch(config(tmp_path / "nowhere"), eos_token_ids=lambda: END)
+    with pytest.raises(BraidError, match="KV"):
+        await launch(config(tiny_llama, kv_cache_memory=1000), eos_token_ids=lambda: END)
+
+
+async def test_the_engine_does_not_outlive_its_parent(tiny_llama: Path) -> None:
+    script = textwrap.dedent(f"""
+        import asyncio
+        from braid.core.config import EngineConfig
+        from braid.engine.launch import launch
+        async def main():
+            config = EngineConfig(model={str(tiny_llama)!r}, **{SMALL!r})
+            client = await launch(config, eos_token_ids=lambda: frozenset())
+            print(client.engine_pid, flush=True)
+            await asyncio.sleep(600)
+        asyncio.run(main())
+    """)
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    os.kill(pid, 0)
+    parent.kill()
+    await parent.wait()
+    while _alive(pid):
+        await asyncio.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    """False once the process is gone or only waits to be reaped by whoever adopted it."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
