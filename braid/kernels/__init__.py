@@ -1,0 +1,98 @@
+"""Compute kernels: ``import braid.kernels as ops``. A call goes to the fastest implementation that takes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from braid.kernels import reference
+
+if TYPE_CHECKING:
+    from braid.layers.batch import ForwardBatch
+
+
+def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` with float32 accumulation, in x's dtype."""
+    return reference.linear(x_TK, weight_NK, bias_N)
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension; the weight is float32."""
+    return reference.rms_norm(x_TD, weight_D, eps)
+
+
+def add_rms_norm(x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``(rms_norm(x + residual), x + residual)``."""
+    return reference.add_rms_norm(x_TD, residual_TD, weight_D, eps)
+
+
+def rope(
+    q_THE: Tensor, k_TGE: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, *, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Rotate the first R dimensions of each head; may work in place. cos and sin are float32 [T, R/2]."""
+    return reference.rope(q_THE, k_TGE, cos_TR2, sin_TR2, interleaved=interleaved)
+
+
+def silu_mul(gate_up_T2F: Tensor) -> Tensor:
+    """``silu(gate) * up``; the gate is the first half of each row."""
+    return reference.silu_mul(gate_up_T2F)
+
+
+def gelu_tanh_mul(gate_up_T2F: Tensor) -> Tensor:
+    """``gelu_tanh(gate) * up``; the gate is the first half of each row."""
+    return reference.gelu_tanh_mul(gate_up_T2F)
+
+
+def write_kv(k_TGE: Tensor, v_TGE: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping_T: Tensor) -> None:
+    """Put each token's K and V into its slot of the caches [num_blocks, block_size, G, E], in the caches' dtype."""
+    reference.write_kv(k_TGE, v_TGE, k_cache, v_cache, slot_mapping_T)
+
+
+def write_latent(latent_TR: Tensor, cache: Tensor, slot_mapping_T: Tensor) -> None:
+    """Put each token's latent into its slot of the cache [num_blocks, block_size, rank + rope]."""
+    reference.write_latent(latent_TR, cache, slot_mapping_T)
+
+
+def paged_attention(
+    q_THE: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: ForwardBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal grouped-query attention over paged caches that already hold the new tokens; [T, H, E].
+
+    A query at position p sees positions in (p - window, p]; scores become ``softcap * tanh(scores / softcap)``.
+    """
+    return reference.paged_attention(
+        q_THE, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap
+    )
+
+
+def paged_attention_mla(
+    q_latent_THR: Tensor, q_rope_THr: Tensor, cache: Tensor, batch: ForwardBatch, *, scale: float, rank: int
+) -> Tensor:
+    """Multi-head latent attention in its absorbed form; the attended latents [T, H, rank]."""
+    return reference.paged_attention_mla(q_latent_THR, q_rope_THr, cache, batch, scale=scale, rank=rank)
+
+
+def moe_ffn(
+    x_TD: Tensor,
+    expert_ids_Tk: Tensor,
+    expert_weights_Tk: Tensor,
+    gate_up_X2FD: Tensor,
+    down_XDF: Tensor,
+    *,
+    act: str = "silu",
+) -> Tensor:
+    """Weighted sum of the chosen experts' gated MLPs; ``act`` is "silu" or "gelu_tanh"."""
+    return reference.moe_ffn(x_TD, expert_ids_Tk, expert_weights_Tk, gate_up_X2FD, down_XDF, act=act)
+
+
+def argmax(logits_NV: Tensor) -> Tensor:
+    """Most likely token of each row, int64."""
+    return reference.argmax(logits_NV)
