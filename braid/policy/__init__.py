@@ -1,1 +1,3 @@
-"""Decisions as pure functions of their arguments: no clock, no randomness of their own, standard library only."""
+"""Decisions as pure functions of their arguments: no clock, no randomness of their own, standard library
+only.
+"""

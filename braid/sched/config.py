@@ -1,0 +1,74 @@
+"""What a scheduler is made of: numbers that do not change while it lives, and policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from braid.core.errors import CapacityError, InvalidParameterError
+from braid.policy.admission import Admission, WatermarkAdmission
+from braid.policy.order import FirstCome, Order
+from braid.policy.partition import DecodeFirst, Partition
+from braid.policy.victim import LastInOrder, Victim
+
+MIXED = "mixed"
+"""The lane whose steps hold decodes and prefill chunks together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerConfig:
+    """Limits of one engine.
+
+    Args:
+        num_blocks, block_size: the KV store, and tokens per block.
+        max_num_seqs: requests running at the same time.
+        max_num_batched_tokens: tokens computed in one step; at least ``max_num_seqs``, so that no prefill
+        starves.
+        max_model_len: prompt and output tokens of one request.
+        watermark: fraction of the blocks that an admission must leave free. In [0, 1).
+        max_waiting: requests that may queue before new ones are refused.
+
+    Raises:
+        InvalidParameterError: naming the field and its valid range.
+        CapacityError: one request of ``max_model_len`` tokens does not fit.
+    """
+
+    num_blocks: int
+    block_size: int = 16
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_model_len: int
+    watermark: float = 0.01
+    max_waiting: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "block_size", "max_num_seqs", "max_waiting"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("max_model_len", self.max_model_len >= 2, "at least 2")
+        valid = f"at least max_num_seqs ({self.max_num_seqs})"
+        self._require("max_num_batched_tokens", self.max_num_batched_tokens >= self.max_num_seqs, valid)
+        self._require("watermark", 0 <= self.watermark < 1, "in [0, 1)")
+        capacity = self.num_blocks * self.block_size
+        if capacity < self.max_model_len:
+            raise CapacityError(
+                f"max_model_len is {self.max_model_len} tokens, but the KV store holds {capacity} "
+                f"({self.num_blocks} blocks of {self.block_size})"
+            )
+
+    def _require(self, name: str, ok: bool, valid: str) -> None:
+        if not ok:
+            raise InvalidParameterError(f"{name} must be {valid}, got {getattr(self, name)!r}", param=name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policies:
+    """The scheduler's replaceable decisions. ``admission`` None stands for the watermark of the config."""
+
+    order: Order = field(default_factory=FirstCome)
+    partition: Partition = field(default_factory=DecodeFirst)
+    victim: Victim = field(default_factory=LastInOrder)
+    admission: Admission | None = None
+
+    def admission_for(self, config: SchedulerConfig) -> Admission:
+        return self.admission or WatermarkAdmission(
+            max_num_seqs=config.max_num_seqs, watermark=config.watermark
+        )

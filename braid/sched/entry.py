@@ -1,0 +1,73 @@
+"""What the scheduler knows of one live request beside the request itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from braid.core.request import FinishReason, Request
+from braid.core.step import SampleSpec
+from braid.policy.order import OrderKey
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """Bookkeeping of one request.
+
+    Invariants:
+        1. ``keys`` names the first full blocks of ``request.token_ids``; tokens are only ever appended, so
+           keys stay valid.
+        2. ``parked_on`` is set exactly while the entry waits for another one to make that key READY.
+        3. ``lane`` is set exactly while a step holds the request.
+    """
+
+    request: Request
+    order: OrderKey
+    root: bytes
+    keys: list[bytes] = field(default_factory=list)
+    announced: list[bytes] = field(default_factory=list)
+    parked_on: bytes | None = None
+    lane: str | None = None
+    spec: SampleSpec | None = None
+
+    @property
+    def num_remaining(self) -> int:
+        return len(self.request.token_ids) - self.request.num_computed_tokens
+
+    def sample_spec(self) -> SampleSpec:
+        """How to choose the next token; rebuilt only when what is banned changes."""
+        request = self.request
+        early = request.num_output_tokens < request.params.min_tokens
+        spec = self.spec
+        if spec is None or bool(spec.banned_token_ids) != early:
+            banned = end_token_ids(request) if early else ()
+            spec = SampleSpec(
+                request.params, request.seed, request.token_ids, request.num_prompt_tokens, banned
+            )
+            self.spec = spec if banned or not early else None
+        return spec
+
+
+def end_token_ids(request: Request) -> tuple[int, ...]:
+    """Every token id that would end the request."""
+    ends = set(request.params.stop_token_ids)
+    if not request.params.ignore_eos:
+        ends |= request.eos_token_ids
+    return tuple(sorted(ends))
+
+
+def ending(request: Request, token_id: int) -> tuple[FinishReason, int | None] | None:
+    """Whether ``token_id``, the newest of ``request``, ends it: the reason, and the stop token id if it
+    was one.
+
+    An end token among the first ``min_tokens`` does not count; the sampler was told not to choose it.
+    """
+    params = request.params
+    num_output = request.num_output_tokens
+    if num_output > params.min_tokens:
+        if token_id in request.eos_token_ids and not params.ignore_eos:
+            return FinishReason.STOP, None
+        if token_id in params.stop_token_ids:
+            return FinishReason.STOP, token_id
+    if num_output >= request.max_tokens:
+        return FinishReason.LENGTH, None
+    return None

@@ -1,0 +1,477 @@
+"""Which tokens of which requests are computed in the next step.
+
+Pure: no clock, no I/O, no randomness, no tensors.
+
+What may enter this file: moving requests between waiting, running and finished, and granting tokens and
+blocks. Choices belong to ``braid.policy``, states of blocks to ``block_pool``, keys to ``prefix_cache``,
+effects to executors.
+
+Rules:
+    1. A request is in flight in at most one lane; what is in flight is neither planned, preempted nor
+       changed.
+    2. All blocks of the known tokens are granted at admission; a decode takes one more block when it
+       crosses a boundary.
+    3. A request waits for a block that an earlier one is filling rather than fill it twice; fillers wait
+       for nobody.
+    4. At least the last known token is computed, whatever the cache holds: its logits are needed.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from operator import attrgetter
+from typing import NamedTuple
+
+from braid.core.errors import InvalidParameterError, OverloadedError
+from braid.core.request import Delta, FinishReason, Request, Status
+from braid.core.step import SampledToken, StepPlan, StepResult, Work
+from braid.policy.admission import PoolLoad
+from braid.sched.block_pool import BlockPool
+from braid.sched.config import MIXED, Policies, SchedulerConfig
+from braid.sched.entry import Entry, ending
+from braid.sched.prefix_cache import Fillings, extend_keys, match_prefix, root_key
+
+__all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
+
+by_order = attrgetter("order")
+
+
+class SchedulerStats(NamedTuple):
+    """Gauges now and counters since the start; field names are those of the engine's statistics."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    prefix_queries: int
+    prefix_hits: int
+    num_preemptions: int
+    num_steps: int
+    prompt_tokens: int
+    generation_tokens: int
+
+
+class Flight(NamedTuple):
+    """A step that was planned and has not come back."""
+
+    plan: StepPlan
+    entries: list[Entry]
+
+
+class Scheduler:
+    """Continuous batching over one block pool. Not thread-safe: one loop owns it."""
+
+    def __init__(self, config: SchedulerConfig, policies: Policies | None = None) -> None:
+        self.config = config
+        policies = policies or Policies()
+        self._order = policies.order
+        self._partition = policies.partition
+        self._victim = policies.victim
+        self._admission = policies.admission_for(config)
+        self._pool = BlockPool(config.num_blocks)
+        self._fillings: Fillings[Entry] = Fillings()
+        self._entries: dict[str, Entry] = {}
+        self._waiting: list[Entry] = []
+        self._running: list[Entry] = []
+        self._flights: dict[str, Flight] = {}
+        self._now = float("-inf")
+        self._num_added = self._num_steps = self._num_preemptions = 0
+        self._prefix_queries = self._prefix_hits = 0
+        self._prompt_tokens = self._generation_tokens = 0
+
+    # -- requests come and go ------------------------------------------------------------------------------
+
+    def add(self, request: Request, now: float) -> None:
+        """Queue a request and set its ``max_tokens`` to what the context leaves.
+
+        Raises:
+            InvalidParameterError: the prompt is empty or leaves no room for one output token, or the id is
+            in use. OverloadedError: ``max_waiting`` requests wait already.
+        """
+        self._check_prompt(request)
+        if self._num_waiting >= self.config.max_waiting:
+            raise OverloadedError(
+                f"{self._num_waiting} requests are waiting, the limit is {self.config.max_waiting}"
+            )
+        room = self.config.max_model_len - request.num_prompt_tokens
+        asked = request.params.max_tokens
+        request.max_tokens = room if asked is None else min(asked, room)
+        entry = Entry(request, self._order.key(request, self._num_added), root_key(request.cache_salt))
+        self._num_added += 1
+        self._entries[request.request_id] = entry
+        insort(self._waiting, entry, key=by_order)
+
+    def _check_prompt(self, request: Request) -> None:
+        if request.request_id in self._entries:
+            raise InvalidParameterError(
+                f"request_id {request.request_id!r} is in use; choose another", param="request_id"
+            )
+        length, limit = request.num_prompt_tokens, self.config.max_model_len
+        if length == 0:
+            raise InvalidParameterError(
+                "the prompt is empty; it must hold at least one token", param="prompt"
+            )
+        if length >= limit:
+            raise InvalidParameterError(
+                f"the prompt has {length} tokens, but this model's context is {limit} tokens, "
+                f"of which at least 1 is for the output",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+
+    def abort(self, request_id: str, now: float) -> bool:
+        """End a request at once, without a delta; False if it is not (or no longer) known."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return False
+        self._end(entry, FinishReason.ABORT, now)
+        return True
+
+    # -- the three calls of a step, and the timers ---------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Take note of the time before planning. Time never runs backwards."""
+        assert now >= self._now, f"time ran backwards from {self._now} to {now}"
+        self._now = now
+
+    def next_deadline(self) -> float | None:
+        """When ``tick`` must be called although nothing else happens; None, as no rule above depends on
+        time.
+        """
+        return None
+
+    def schedule(self, lane: str, now: float) -> StepPlan | None:
+        """The next step of an idle lane, or None if there is nothing to do for it.
+
+        Raises:
+            ValueError: the lane is unknown.
+        """
+        if lane != MIXED:
+            raise ValueError(f"unknown lane {lane!r}; lanes: {MIXED!r}")
+        assert lane not in self._flights, f"a step of lane {lane!r} is in flight"
+        decodes, prefills = self._eligible()
+        preempted = self._grow(decodes)
+        if preempted:
+            decodes = [entry for entry in decodes if entry.request.status is Status.RUNNING]
+            prefills = [entry for entry in prefills if entry.request.status is Status.RUNNING]
+        share = self._partition.share(self.config.max_num_batched_tokens, len(decodes))
+        grants = [(entry, 1) for entry in decodes[: share.num_decode_tokens]]
+        left = share.num_prefill_tokens
+        left -= self._continue_prefills(prefills, left, grants)
+        if not preempted and self._waiting:
+            self._admit(left, grants, now)
+        return self._launch(lane, grants, preempted) if grants else None
+
+    def update(self, result: StepResult, now: float) -> list[Delta]:
+        """Take in what came of a step: tokens, ends, errors. Returns what callers are to know."""
+        flight = self._flights.pop(result.lane)
+        assert flight.plan.step_id == result.step_id, f"step {result.step_id} is not the one in flight"
+        deltas: list[Delta] = []
+        for entry, work in zip(flight.entries, flight.plan.works, strict=True):
+            entry.lane = None
+            entry.request.in_flight = False
+            if entry.request.is_finished:
+                continue
+            error = result.errors.get(work.request_id)
+            if error is not None:
+                deltas.append(self._fail(entry, error, now))
+                continue
+            self._advance(entry, work.start + len(work.token_ids))
+            if work.sample is not None:
+                deltas.append(self._accept(entry, result.tokens[work.request_id], now))
+        self._pool.settle(result.lane)
+        return deltas
+
+    # -- planning ------------------------------------------------------------------------------------------
+
+    def _eligible(self) -> tuple[list[Entry], list[Entry]]:
+        """Running requests that no lane holds: those one token short (decodes), and the rest (prefills),
+        in order.
+        """
+        decodes: list[Entry] = []
+        prefills: list[Entry] = []
+        for entry in self._running:
+            if entry.lane is None:
+                computed = entry.request.num_computed_tokens
+                single = computed and len(entry.request.token_ids) - computed == 1
+                (decodes if single else prefills).append(entry)
+        return decodes, prefills
+
+    def _grow(self, decodes: list[Entry]) -> tuple[str, ...]:
+        """Grant a block to every decode that crosses a block boundary; preempt while there is none."""
+        preempted: list[str] = []
+        block_size = self.config.block_size
+        for entry in decodes:
+            request = entry.request
+            if len(request.token_ids) <= len(request.block_ids) * block_size:
+                continue
+            while request.status is Status.RUNNING and self._pool.num_free == 0:
+                preempted.append(self._preempt_one())
+            if request.status is Status.RUNNING:
+                request.block_ids.extend(self._pool.allocate(1))
+        return tuple(preempted)
+
+    def _preempt_one(self) -> str:
+        victim = self._victim.choose([entry.request for entry in self._running if entry.lane is None])
+        entry = self._entries[victim.request_id]
+        self._leave_running(entry)
+        victim.status = Status.PREEMPTED
+        victim.num_computed_tokens = 0
+        victim.num_preemptions += 1
+        self._num_preemptions += 1
+        insort(self._waiting, entry, key=by_order)
+        return victim.request_id
+
+    def _continue_prefills(self, prefills: list[Entry], left: int, grants: list[tuple[Entry, int]]) -> int:
+        """Append chunks to ``grants``; the number of tokens granted."""
+        granted = 0
+        for entry in prefills:
+            count = min(left - granted, entry.num_remaining)
+            if count <= 0:
+                break
+            grants.append((entry, count))
+            granted += count
+        return granted
+
+    def _admit(self, left: int, grants: list[tuple[Entry, int]], now: float) -> None:
+        """Start waiting requests, in order, until one does not fit."""
+        while left > 0 and self._waiting and self._admission.has_seat(len(self._running)):
+            entry = self._waiting[0]
+            cached = self._match(entry)
+            if self._park(entry, len(cached)):
+                continue
+            if not self._start(entry, cached, now):
+                break
+            count = min(left, entry.num_remaining)
+            grants.append((entry, count))
+            left -= count
+
+    def _match(self, entry: Entry) -> list[int]:
+        """READY blocks of the request's known prefix; its last token is never among them."""
+        token_ids = entry.request.token_ids
+        usable = (len(token_ids) - 1) // self.config.block_size
+        extend_keys(entry.keys, entry.root, token_ids, self.config.block_size, usable)
+        return match_prefix(self._pool, entry.keys, usable)
+
+    def _park(self, entry: Entry, num_cached_blocks: int) -> bool:
+        """Take the request out of the queue if an earlier one is filling the block that it needs next.
+
+        Waiting for a later one could starve it, as later requests may be served last.
+        """
+        usable = (entry.request.num_tokens - 1) // self.config.block_size
+        if num_cached_blocks >= usable:
+            return False
+        key = entry.keys[num_cached_blocks]
+        filler = self._fillings.filler(key)
+        if filler is None or filler.order > entry.order:
+            return False
+        self._waiting.pop(0)
+        self._fillings.park(entry, key)
+        entry.parked_on = key
+        return True
+
+    def _start(self, entry: Entry, cached: list[int], now: float) -> bool:
+        """Move the head of the queue to running, with blocks for all its known tokens; False if it does
+        not fit.
+        """
+        request = entry.request
+        block_size = self.config.block_size
+        fresh = -(-len(request.token_ids) // block_size) - len(cached)
+        needed = fresh + self._pool.count_idle(cached)
+        num_running = len(self._running)
+        load = PoolLoad(needed, self._pool.num_free, self.config.num_blocks, num_running)
+        if needed > self._pool.num_free or not self._admission.admits(load):
+            return False
+        self._waiting.pop(0)
+        self._pool.acquire(cached)
+        request.block_ids = cached + self._pool.allocate(fresh)
+        request.num_computed_tokens = len(cached) * block_size
+        self._announce(entry, len(cached))
+        self._count_start(request, now)
+        request.status = Status.RUNNING
+        insort(self._running, entry, key=by_order)
+        return True
+
+    def _announce(self, entry: Entry, first: int) -> None:
+        count = len(entry.request.token_ids) // self.config.block_size
+        extend_keys(entry.keys, entry.root, entry.request.token_ids, self.config.block_size, count)
+        entry.announced = entry.keys[first:count]
+        self._fillings.announce(entry, entry.announced)
+
+    def _count_start(self, request: Request, now: float) -> None:
+        if request.first_scheduled_time is not None:
+            return
+        request.first_scheduled_time = now
+        request.num_cached_tokens = request.num_computed_tokens
+        self._prefix_queries += request.num_prompt_tokens
+        self._prefix_hits += request.num_computed_tokens
+        self._prompt_tokens += request.num_prompt_tokens
+
+    def _launch(self, lane: str, grants: list[tuple[Entry, int]], preempted: tuple[str, ...]) -> StepPlan:
+        """Works with one token on top of existing KV go first, whatever phase they belong to."""
+        singles: list[tuple[Entry, Work]] = []
+        chunks: list[tuple[Entry, Work]] = []
+        for entry, count in grants:
+            work = self._work(entry, count)
+            entry.lane = lane
+            entry.request.in_flight = True
+            (singles if work.is_decode else chunks).append((entry, work))
+        ordered = singles + chunks
+        plan = StepPlan(self._num_steps, lane, tuple([work for _, work in ordered]), preempted)
+        self._num_steps += 1
+        self._flights[lane] = Flight(plan, [entry for entry, _ in ordered])
+        return plan
+
+    def _work(self, entry: Entry, count: int) -> Work:
+        request = entry.request
+        start = request.num_computed_tokens
+        end = start + count
+        block_size = self.config.block_size
+        for index in range(-(-start // block_size), -(-end // block_size)):
+            self._pool.fill(request.block_ids[index])
+        sample = entry.sample_spec() if end == len(request.token_ids) else None
+        return Work(request.request_id, request.token_ids[start:end], start, request.block_ids, sample)
+
+    # -- taking results in ---------------------------------------------------------------------------------
+
+    def _advance(self, entry: Entry, end: int) -> None:
+        """KV exists for the first ``end`` tokens: publish the blocks that became full."""
+        request = entry.request
+        block_size = self.config.block_size
+        first, last = request.num_computed_tokens // block_size, end // block_size
+        request.num_computed_tokens = end
+        if first == last:
+            return
+        extend_keys(entry.keys, entry.root, request.token_ids, block_size, last)
+        for index in range(first, last):
+            key = entry.keys[index]
+            self._pool.publish(request.block_ids[index], key)
+            self._requeue(self._fillings.resolve(entry, key))
+
+    def _accept(self, entry: Entry, token: SampledToken, now: float) -> Delta:
+        request = entry.request
+        request.token_ids.append(token.token_id)
+        self._generation_tokens += 1
+        if request.first_token_time is None:
+            request.first_token_time = now
+        request.last_token_time = now
+        reason, stop_reason = ending(request, token.token_id) or (None, None)
+        if reason is not None:
+            self._end(entry, reason, now, stop_reason=stop_reason)
+        logprobs = None if token.logprobs is None else (token.logprobs,)
+        return Delta(
+            request.request_id, (token.token_id,), logprobs, request.num_cached_tokens, reason, stop_reason
+        )
+
+    def _fail(self, entry: Entry, error: str, now: float) -> Delta:
+        """End one request whose step went wrong; nobody else may read its blocks from now on."""
+        request = entry.request
+        self._pool.withdraw(request.block_ids)
+        self._end(entry, FinishReason.ERROR, now, error=error)
+        return Delta(request.request_id, (), None, request.num_cached_tokens, FinishReason.ERROR, None, error)
+
+    def _end(
+        self,
+        entry: Entry,
+        reason: FinishReason,
+        now: float,
+        *,
+        stop_reason: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        request = entry.request
+        if request.status is Status.RUNNING:
+            self._leave_running(entry)
+        elif entry.parked_on is not None:
+            self._fillings.unpark(entry, entry.parked_on)
+            entry.parked_on = None
+        else:
+            self._waiting.remove(entry)
+        del self._entries[request.request_id]
+        request.status = Status.FINISHED
+        request.finish_reason, request.stop_reason, request.error = reason, stop_reason, error
+        request.finish_time = now
+
+    def _leave_running(self, entry: Entry) -> None:
+        """Give the seat and the blocks back; the list that a step in flight holds is left as it is."""
+        request = entry.request
+        self._running.remove(entry)
+        for key in entry.announced:
+            self._requeue(self._fillings.resolve(entry, key))
+        entry.announced = []
+        if entry.lane is None:
+            self._pool.release(request.block_ids)
+        else:
+            self._pool.retire(request.block_ids, entry.lane)
+        request.block_ids = []
+
+    def _requeue(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            entry.parked_on = None
+            insort(self._waiting, entry, key=by_order)
+
+    # -- looking in ----------------------------------------------------------------------------------------
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._entries)
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._entries) - len(self._running)
+
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(
+            num_running=len(self._running),
+            num_waiting=self._num_waiting,
+            num_blocks=self.config.num_blocks,
+            num_free_blocks=self._pool.num_free,
+            num_cached_blocks=self._pool.num_cached,
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+            num_preemptions=self._num_preemptions,
+            num_steps=self._num_steps,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Prove that every block and every request is in exactly one place.
+
+        Raises:
+            AssertionError: naming what does not add up; a bug in Braid.
+        """
+        self._pool.check_integrity(entry.request.block_ids for entry in self._running)
+        parked = self._fillings.waiting()
+        places = [*self._waiting, *self._running, *(waiter for waiter, _ in parked)]
+        assert len(places) == len(self._entries) == len({id(entry) for entry in places}), "a request is lost"
+        assert all(filler.request.status is Status.RUNNING for _, filler in parked), "a filler does not run"
+        assert self._running == sorted(self._running, key=by_order), "running is out of order"
+        for entry in self._running:
+            self._check_entry(entry)
+
+    def _check_entry(self, entry: Entry) -> None:
+        request = entry.request
+        size = self.config.block_size
+        assert request.in_flight == (entry.lane is not None), "in flight without a lane"
+        assert 0 <= request.num_computed_tokens < request.num_tokens, "computed more than there is"
+        assert len(request.block_ids) * size >= request.num_computed_tokens, "computed without blocks"
+        assert len(request.block_ids) <= -(-request.num_tokens // size), "more blocks than tokens"
+
+    def dump(self) -> str:
+        """The state as text, for reports of stalls."""
+        lines = [" ".join(f"{name}={value}" for name, value in self.stats()._asdict().items())]
+        lines += [
+            f"in flight: step {flight.plan.step_id} of lane {lane}, "
+            f"{len(flight.plan.works)} requests, {flight.plan.num_scheduled_tokens} tokens"
+            for lane, flight in self._flights.items()
+        ]
+        for entry in self._entries.values():
+            request = entry.request
+            lines.append(
+                f"{request.request_id}: {request.status.value}, {request.num_computed_tokens}/{request.num_tokens} "
+                f"tokens computed, {len(request.block_ids)} blocks, lane {entry.lane}"
+                + (", waits for a block being filled" if entry.parked_on else "")
+            )
+        return "\n".join(lines)
