@@ -1,0 +1,146 @@
+"""The command line: verbs, and the one place where errors become a line on stderr.
+
+Exit status: 0 done, 1 a bug in Braid, 2 something the user can change, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Env
+from rich.console import Console
+
+from braid import __version__
+from braid.cli.configfile import from_config_option
+from braid.cli.options import DEFAULT_MODEL, EngineOptions, Model, SamplingOptions, ServerOptions
+from braid.core.errors import BraidError
+
+DEBUG = "--debug"
+
+app = App(
+    name="braid",
+    help="Serve large language models on the machine you have, over an OpenAI-compatible API.",
+    help_epilogue=(
+        "Every option has an environment twin, BRAID_ and its name. With --debug anywhere, errors show their traceback."
+    ),
+    version=__version__,
+    config=[Env("BRAID_", command=False), from_config_option],
+    help_format="plaintext",
+    result_action="return_value",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = DEBUG in words
+    words = [word for word in words if word != DEBUG]
+    try:
+        result = app(words, exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"braid: {describe(error)}", file=sys.stderr)
+        return 2 if is_users(error) else 1
+    return result if isinstance(result, int) else 0
+
+
+def is_users(error: Exception) -> bool:
+    """True for what the user can change; anything else is a bug."""
+    return isinstance(error, BraidError | CycloptsError) or _missing_extra(error)
+
+
+def describe(error: Exception) -> str:
+    """One line for the user."""
+    if isinstance(error, CycloptsError) and isinstance(error.__cause__, BraidError):
+        error = error.__cause__
+    if _missing_extra(error):
+        return f"this command needs {error.name}: pip install 'braid[engine]'"  # type: ignore[attr-defined]
+    text = " ".join(str(error).split())
+    if is_users(error):
+        return f"error: {text}"
+    return f"internal error: {type(error).__name__}: {text} (the traceback: {DEBUG})"
+
+
+def _missing_extra(error: Exception) -> bool:
+    return isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("braid")
+
+
+@app.command
+def serve(
+    model: Model = DEFAULT_MODEL,
+    *,
+    server: ServerOptions = ServerOptions(),  # noqa: B008  (frozen)
+    engine: EngineOptions = EngineOptions(),  # noqa: B008
+) -> int:
+    """Serve a model over HTTP until SIGINT or SIGTERM."""
+    from braid.cli.serve import serve as run
+
+    return run(engine.config(model), server)
+
+
+@app.command
+def generate(
+    model: Model = DEFAULT_MODEL,
+    *,
+    prompt: Annotated[
+        tuple[str, ...],
+        Parameter(help="Text to continue; may be repeated. Without it, standard input is the prompt."),
+    ] = (),
+    json: Annotated[bool, Parameter(help="Print one JSON object per prompt.", negative=())] = False,
+    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008
+    engine: EngineOptions = EngineOptions(),  # noqa: B008
+) -> None:
+    """Continue texts in this process, without a server."""
+    from braid.cli.generate import generate as run
+
+    run(engine.config(model), list(prompt), sampling.params(), as_json=json)
+
+
+@app.command
+def chat(
+    model: Model = DEFAULT_MODEL,
+    *,
+    system: Annotated[str | None, Parameter(help="System message.", show_default="none")] = None,
+    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008
+    engine: EngineOptions = EngineOptions(),  # noqa: B008
+) -> None:
+    """Talk to a model in this terminal. /reset forgets, /exit or Ctrl-D ends, Ctrl-C stops an answer."""
+    from braid.cli.chat import chat as run
+
+    run(engine.config(model), system, sampling.params())
+
+
+@app.command
+def pull(
+    model: Annotated[
+        str, Parameter(help="A hub id (org/name, org/name:Q4_K_M, org/name@revision) or an alias.")
+    ],
+) -> None:
+    """Download a model, with progress and resume, and print where it is."""
+    from braid.cli.models import pull as run
+
+    run(model)
+
+
+@app.command
+def models() -> None:
+    """List the aliases and the models that are on disk."""
+    from braid.cli.models import list_models
+
+    list_models(Console())
+
+
+@app.command
+def doctor(
+    *, json: Annotated[bool, Parameter(help="Print one JSON object instead of tables.", negative=())] = False
+) -> None:
+    """Show what this machine has, how fast its memory is, and which models fit."""
+    from braid.cli.doctor import doctor as run
+
+    run(as_json=json)

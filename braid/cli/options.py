@@ -1,0 +1,150 @@
+"""Every option of every verb, once: its flag, its ``BRAID_*`` variable, its YAML key, its default and its help.
+
+The spellings are vLLM's. A field's help is what ``--help`` prints; a ``None`` that is measured later says so there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter, Token
+
+from braid.cli.units import parse_bytes
+from braid.core.config import DEFAULT_MODEL, EngineConfig
+from braid.core.sampling import SamplingParams
+
+ENGINE = Group("Engine options", sort_key=1)
+SERVER = Group("Server options", sort_key=2)
+SAMPLING = Group("Sampling options", sort_key=2)
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+Model = Annotated[
+    str,
+    Parameter(
+        help="An alias (see `braid models`), a folder, a .gguf file or a hub id (org/name, org/name:Q4_K_M)."
+    ),
+]
+
+
+def _bytes(_type: Any, tokens: Sequence[Token]) -> int:
+    return parse_bytes(tokens[0].value)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """The fields of ``EngineConfig`` but the model, which is an argument of its own."""
+
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"],
+        Parameter(
+            group=ENGINE, help="Number format of weights, activations and KV; auto follows the checkpoint."
+        ),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Parameter(group=ENGINE, help="auto takes a GPU if torch sees one.")
+    ] = "auto"
+    max_model_len: Annotated[
+        int | None,
+        Parameter(
+            group=ENGINE,
+            help="Longest prompt plus output, in tokens.",
+            show_default="the model's, if it fits",
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        int | None,
+        Parameter(group=ENGINE, help="Most requests running at a time.", show_default="sized to memory"),
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None,
+        Parameter(group=ENGINE, help="Token budget of one step.", show_default="sized to the machine"),
+    ] = None
+    block_size: Annotated[int, Parameter(group=ENGINE, help="Tokens per KV block; a power of two.")] = 16
+    kv_cache_memory: Annotated[
+        int | None,
+        Parameter(
+            group=ENGINE,
+            converter=_bytes,
+            metavar="SIZE",
+            help="Memory for KV, such as 2GiB.",
+            show_default="sized to free memory",
+        ),
+    ] = None
+    threads: Annotated[
+        int | None, Parameter(group=ENGINE, help="Compute threads.", show_default="all usable cores")
+    ] = None
+    seed: Annotated[int, Parameter(group=ENGINE, help="Seeds requests that bring no seed.")] = 0
+    offline: Annotated[
+        bool, Parameter(group=ENGINE, help="Never ask the network; use what is on disk.", negative=())
+    ] = False
+
+    def config(self, model: str) -> EngineConfig:
+        """Validate.
+
+        Raises:
+            InvalidParameterError: naming the field, the value and the valid range.
+        """
+        return EngineConfig(model=model, **asdict(self))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerOptions:
+    """Where and how ``braid serve`` listens."""
+
+    host: Annotated[str, Parameter(group=SERVER, help="Address to listen on; 0.0.0.0 is every network.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Parameter(group=SERVER, help="TCP port; 0 picks a free one.")] = 8000
+    api_key: Annotated[
+        str | None,
+        Parameter(group=SERVER, help="Clients must send it as a bearer token.", show_default="none: open"),
+    ] = None
+    served_model_name: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=SERVER,
+            negative=(),
+            help="Name that clients may use; may be repeated.",
+            show_default="the model's name",
+        ),
+    ] = ()
+    chat_template: Annotated[
+        Path | None,
+        Parameter(group=SERVER, help="File with a Jinja chat template.", show_default="the model's own"),
+    ] = None
+    shutdown_timeout: Annotated[
+        float, Parameter(group=SERVER, help="Seconds that running requests get to finish after SIGTERM.")
+    ] = 30.0
+    log_level: Annotated[LogLevel, Parameter(group=SERVER, help="Least severe log line shown.")] = "info"
+    config: Annotated[
+        Path | None,
+        Parameter(group=SERVER, help="YAML file; its keys are option names.", show_default="none"),
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingOptions:
+    """The part of ``SamplingParams`` that is useful on a command line."""
+
+    max_tokens: Annotated[int, Parameter(group=SAMPLING, help="Most tokens to generate.")] = 256
+    temperature: Annotated[float, Parameter(group=SAMPLING, help="0 always takes the likeliest token.")] = 0.0
+    top_p: Annotated[float, Parameter(group=SAMPLING, help="Sample from this probability mass.")] = 1.0
+    top_k: Annotated[int, Parameter(group=SAMPLING, help="Sample from the k likeliest; 0 is all.")] = 0
+    repetition_penalty: Annotated[float, Parameter(group=SAMPLING, help="Above 1 discourages repeats.")] = 1.0
+
+    def params(self) -> SamplingParams:
+        """Validate.
+
+        Raises:
+            InvalidParameterError: naming the field, the value and the valid range.
+        """
+        return SamplingParams(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+__all__ = ["DEFAULT_MODEL", "EngineOptions", "Model", "SamplingOptions", "ServerOptions"]
