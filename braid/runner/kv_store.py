@@ -36,6 +36,12 @@ class KVStore:
             for shapes in kv_shapes
         )
 
+    def clear(self, slots: Tensor) -> None:
+        """Zero the KV of these slots (``block_id * block_size + offset``) in every layer."""
+        for layer in self.layers:
+            for tensor in layer:
+                tensor.flatten(0, 1)[slots] = 0
+
     @property
     def num_bytes(self) -> int:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from braid.core.step import SampledToken, SampleSpec, StepPlan, StepResult, Work
-from braid.models.base import CausalLM
+from braid.layers.batch import ForwardBatch
+from braid.models.decoder import CausalLM
 from braid.runner.batch import build_batch
 from braid.runner.kv_store import KVStore
 from braid.runner.sampler import sample
@@ -123,11 +124,29 @@ class Runner:
         sampling = [(work.request_id, work.sample) for work in works if work.sample is not None]
         logits_NV = self._model.logits(hidden_TD[batch.logit_rows]) if sampling else None
         forwarded = clock()
-        chosen = _choose(logits_NV, sampling)
+        tokens, errors = _choose(logits_NV, sampling)
+        errors |= self._quarantine(works, batch, hidden_TD)
         self.times.build += built - begin
         self.times.forward += forwarded - built
         self.times.sample += clock() - forwarded
-        return chosen
+        return tokens, errors
+
+    def _quarantine(self, works: Sequence[Work], batch: ForwardBatch, hidden_TD: Tensor) -> dict[str, str]:
+        """Fail the works whose hidden states are not finite, and clean the KV they wrote.
+
+        Attention multiplies what it masks by zero, so a NaN left in a freed block would reach its next owner.
+        """
+        finite_T = torch.isfinite(hidden_TD.sum(-1, dtype=torch.float32))
+        if bool(finite_T.all()):
+            return {}
+        errors: dict[str, str] = {}
+        for row, work in enumerate(works):
+            span = slice(batch.query_start[row], batch.query_start[row + 1])
+            if bool(finite_T[span].all()):
+                continue
+            errors[work.request_id] = "the model's hidden states are not finite"
+            self._kv.clear(batch.slot_mapping_T[span])
+        return errors
 
 
 def _choose(
