@@ -10,6 +10,7 @@ from torch import nn
 from braid.layers.attention import Attention, Heads
 from braid.layers.linear import Embedding, Linear
 from braid.layers.mlp import GatedMLP
+from braid.layers.moe import Experts, MoE, Router, Routing
 from braid.layers.norm import RMSNorm
 from braid.layers.rotary import Rotation
 from braid.models.config import ModelConfig
@@ -37,6 +38,28 @@ MLP_NAMES: Names = {
     "blocks.{l}.mlp.gate_up": (f"{LAYER}.mlp.gate_proj", f"{LAYER}.mlp.up_proj"),
     "blocks.{l}.mlp.down": (f"{LAYER}.mlp.down_proj",),
 }
+
+
+def expert_names(block: str, gate: str, up: str, down: str) -> Names:
+    """Names of a router and its experts; ``block`` is what the family calls the sparse layer."""
+    return {
+        "blocks.{l}.mlp.router": (f"{LAYER}.{block}.gate",),
+        "blocks.{l}.mlp.experts.gate_up": tuple(
+            f"{LAYER}.{block}.experts.{{x}}.{name}" for name in (gate, up)
+        ),
+        "blocks.{l}.mlp.experts.down": (f"{LAYER}.{block}.experts.{{x}}.{down}",),
+    }
+
+
+def shared_names(shared: str) -> Names:
+    """Names of the shared experts."""
+    return {
+        "blocks.{l}.mlp.shared.gate_up": (f"{LAYER}.mlp.{shared}.gate_proj", f"{LAYER}.mlp.{shared}.up_proj"),
+        "blocks.{l}.mlp.shared.down": (f"{LAYER}.mlp.{shared}.down_proj",),
+    }
+
+
+EXPERT_NAMES = expert_names("mlp", "gate_proj", "up_proj", "down_proj")
 INERT = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq")
 """Rotary tables that old checkpoints carry."""
 
@@ -69,6 +92,27 @@ def mlp(config: ModelConfig, dtype: torch.dtype) -> GatedMLP:
     return GatedMLP(config.hidden_size, config.mlp_size, act=config.act, bias=config.mlp_bias, dtype=dtype)
 
 
+def feed_forward(config: ModelConfig, layer: int, dtype: torch.dtype) -> nn.Module:
+    """Experts where the layer has them, else the dense feed-forward."""
+    moe, hidden = config.moe, config.hidden_size
+    if moe is None or not moe.layers[layer]:
+        return mlp(config, dtype)
+    routing = Routing(
+        moe.num_experts,
+        moe.top_k,
+        moe.scoring,
+        moe.normalise,
+        moe.scaling,
+        moe.num_groups,
+        moe.top_groups,
+        moe.bias,
+    )
+    experts = Experts(moe.num_experts, hidden, moe.size, act=config.act, dtype=dtype)
+    shared = GatedMLP(hidden, moe.shared_size, act=config.act, dtype=dtype) if moe.shared_size else None
+    shared_gate = Linear(hidden, [1], dtype=dtype) if moe.shared_gate else None
+    return MoE(Router(hidden, routing), experts, shared, shared_gate)
+
+
 def block(config: ModelConfig, layer: int, mixer: nn.Module, feed_forward: nn.Module) -> Block:
     """A block with the usual two norms."""
     return Block(
@@ -87,6 +131,7 @@ def causal_lm(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    renames: Sequence[tuple[str, str]] = (),
     inert: Sequence[str] = (),
     norm_offset: float = 0.0,
 ) -> CausalLM:
@@ -102,6 +147,7 @@ def causal_lm(
         rotations=[Rotation(*rope) for rope in config.ropes],
         softcap=config.logit_softcap,
         names=FRAME_NAMES | names,
+        renames=renames,
         inert=(*INERT, *tied, *inert),
         device=device,
     )

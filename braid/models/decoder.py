@@ -70,6 +70,7 @@ class CausalLM(nn.Module):
         softcap: tanh bound of the logits; None for none.
         names: checkpoint names (without ``.weight`` and the like) of each module that has weights; ``{l}`` stands
             for the layer and ``{x}`` for the expert. Several names are stacked in this order.
+        renames: ``(prefix in the checkpoint, prefix in names)``, for checkpoints that keep the model within another.
         inert: regular expressions of checkpoint tensors that carry nothing this model needs.
         device: where the weights shall be.
     """
@@ -84,6 +85,7 @@ class CausalLM(nn.Module):
         rotations: Sequence[Rotation],
         softcap: float | None = None,
         names: Mapping[str, tuple[str, ...]],
+        renames: Sequence[tuple[str, str]] = (),
         inert: Sequence[str] = (),
         device: torch.device,
     ) -> None:
@@ -92,7 +94,7 @@ class CausalLM(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.ropes = nn.ModuleList(Rotary(rotation) for rotation in rotations)
         self.softcap, self.device = softcap, device
-        self.names, self.inert = names, inert
+        self.names, self.renames, self.inert = names, renames, inert
 
     @property
     def kv_shapes(self) -> list[tuple[tuple[int, ...], ...]]:

@@ -75,6 +75,13 @@ def _place(target: Target, tensor: Tensor, device: torch.device) -> None:
     into[target.start : target.start + target.shape[0]].copy_(tensor)
 
 
+def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    for prefix, instead in renames:
+        if name.startswith(prefix):
+            return instead + name[len(prefix) :]
+    return name
+
+
 def _check(name: str, tensor: Tensor, target: Target) -> None:
     if tuple(tensor.shape) != target.shape:
         raise CheckpointError(
@@ -103,7 +110,8 @@ def load_weights(model: CausalLM, tensors: Iterable[tuple[str, Tensor]]) -> None
     targets = expected_tensors(model)
     inert = re.compile("|".join(f"(?:{pattern})" for pattern in model.inert))
     missing, unknown = set(targets), []
-    for name, tensor in tensors:
+    for stored, tensor in tensors:
+        name = _renamed(stored, model.renames)
         target = targets.get(name)
         if target is None:
             if not inert.fullmatch(name):

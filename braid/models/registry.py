@@ -7,13 +7,22 @@ from typing import Any
 
 import torch
 
-from braid.models import llama
+from braid.models import deepseek, gemma3, llama, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe
 from braid.models.config import ModelConfig
 from braid.models.decoder import CausalLM
 from braid.models.parse import parse_config
 
 BUILDERS: dict[str, Callable[[ModelConfig, torch.dtype, torch.device], CausalLM]] = {
     "llama": llama.build,
+    "qwen2": qwen2.build,
+    "qwen3": qwen3.build,
+    "gemma3": gemma3.build,
+    "mixtral": mixtral.build,
+    "qwen2_moe": qwen2_moe.build,
+    "qwen3_moe": qwen3_moe.build,
+    "olmoe": olmoe.build,
+    "deepseek_v2": deepseek.build,
+    "deepseek_v3": deepseek.build,
 }
 
 
