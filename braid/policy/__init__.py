@@ -1,3 +1,1 @@
-"""Decisions as pure functions of their arguments: no clock, no randomness of their own, standard library
-only.
-"""
+"""Decisions as pure functions of their arguments: no clock, no randomness of their own."""
