@@ -60,7 +60,7 @@ def describe(error: Exception) -> str:
     if isinstance(error, CycloptsError) and isinstance(error.__cause__, BraidError):
         error = error.__cause__
     if _missing_extra(error):
-        return f"this command needs {error.name}: pip install 'braid[engine]'"  # type: ignore[attr-defined]
+        return f"error: this command needs {error.name}: pip install 'braid[engine]'"  # type: ignore[attr-defined]
     text = " ".join(str(error).split())
     if is_users(error):
         return f"error: {text}"
@@ -79,9 +79,10 @@ def serve(
     engine: EngineOptions = EngineOptions(),  # noqa: B008
 ) -> int:
     """Serve a model over HTTP until SIGINT or SIGTERM."""
+    config = engine.config(model)  # a wrong value is said before anything heavy is imported
     from braid.cli.serve import serve as run
 
-    return run(engine.config(model), server)
+    return run(config, server)
 
 
 @app.command
@@ -97,9 +98,10 @@ def generate(
     engine: EngineOptions = EngineOptions(),  # noqa: B008
 ) -> None:
     """Continue texts in this process, without a server."""
+    config, params = engine.config(model), sampling.params()
     from braid.cli.generate import generate as run
 
-    run(engine.config(model), list(prompt), sampling.params(), as_json=json)
+    run(config, list(prompt), params, as_json=json)
 
 
 @app.command
@@ -111,9 +113,10 @@ def chat(
     engine: EngineOptions = EngineOptions(),  # noqa: B008
 ) -> None:
     """Talk to a model in this terminal. /reset forgets, /exit or Ctrl-D ends, Ctrl-C stops an answer."""
+    config, params = engine.config(model), sampling.params()
     from braid.cli.chat import chat as run
 
-    run(engine.config(model), system, sampling.params())
+    run(config, system, params)
 
 
 @app.command

@@ -1,0 +1,87 @@
+"""``braid serve``: bind first, then find the model, then start the engine process beside the HTTP process."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+
+from braid.checkpoint.open import open_checkpoint
+from braid.checkpoint.resolve import resolve
+from braid.cli.options import ServerOptions
+from braid.cli.progress import ConsoleProgress, ProgressRelay
+from braid.core.config import EngineConfig
+from braid.core.errors import InvalidParameterError
+from braid.engine.client import ProcessClient
+from braid.server.config import ServerConfig, ServerContext
+from braid.server.serve import bind, run
+from braid.text.template import ChatTemplate
+from braid.text.tokenizer import Tokenizer, load_tokenizer
+
+
+def serve(config: EngineConfig, options: ServerOptions) -> int:
+    """Serve until a signal; what cannot work is said before anything slow begins.
+
+    Raises:
+        BraidError: the port, the model, the template or the machine does not allow it.
+    """
+    console = Console(stderr=True, highlight=False)
+    _log_to(options.log_level)
+    server_config = ServerConfig(api_key=options.api_key, drain_timeout=options.shutdown_timeout)
+    listener = bind(options.host, options.port, config=server_config)
+    with listener:
+        progress = ConsoleProgress(console)
+        checkpoint = open_checkpoint(resolve(config.model, progress=progress, offline=config.offline))
+        tokenizer = load_tokenizer(checkpoint)
+        template = chat_template(tokenizer, options.chat_template)
+        engine = ProcessClient(
+            config,
+            lambda: tokenizer.eos_token_ids,
+            on_progress=ProgressRelay(progress),
+            log_level=options.log_level,
+        )
+        context = ServerContext(
+            engine=engine,
+            tokenizer=tokenizer,
+            chat_template=template,
+            served_model_names=options.served_model_name or (config.model,),
+            config=server_config,
+        )
+        host, port = listener.getsockname()[:2]
+
+        async def start() -> None:
+            await engine.start()
+            announce(console, engine, context.served_model_names[0], host, port)
+
+        run(context, listener=listener, startup=start, shutdown=engine.close)
+    return 0
+
+
+def chat_template(tokenizer: Tokenizer, path: Path | None) -> ChatTemplate | None:
+    """The template in ``path``, else the model's own; None where it has none.
+
+    Raises:
+        InvalidParameterError: the file cannot be read or is no template.
+    """
+    if path is None:
+        return None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
+    try:
+        source = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParameterError(
+            f"cannot read the chat template {path}: {error}", param="chat_template"
+        ) from error
+    return ChatTemplate.of(tokenizer, source)
+
+
+def announce(console: Console, engine: ProcessClient, name: str, host: str, port: int) -> None:
+    """Say how memory was reckoned, and where the server is."""
+    for line in engine.reckoning:
+        console.print(line, style="dim", markup=False, soft_wrap=True)
+    address = f"[{host}]" if ":" in host else host
+    console.print(f"Serving {name} at http://{address}:{port}/v1", markup=False, soft_wrap=True)
+
+
+def _log_to(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
