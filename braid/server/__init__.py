@@ -1,1 +1,1 @@
-"""The HTTP shell."""
+"""HTTP shell: routes, schemas, streams, limits, metrics. Free of torch."""

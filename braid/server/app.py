@@ -1,0 +1,66 @@
+"""The ASGI application: which path leads where."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from braid.server.api import TextRoutes
+from braid.server.config import ServerContext
+from braid.server.errors import HttpError
+from braid.server.gate import Gate
+from braid.server.info import InfoRoutes
+from braid.server.lifecycle import Lifecycle
+from braid.server.metrics import ServerMetrics
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(context: ServerContext) -> FastAPI:
+    """The HTTP shell around an engine; ``app.state.lifecycle`` drains it."""
+    lifecycle = Lifecycle()
+    metrics = ServerMetrics(context.served_model_names[0])
+    app = FastAPI(title="Braid", openapi_url=None, redirect_slashes=False)
+    app.state.lifecycle = lifecycle
+    app.add_exception_handler(HTTPException, _plain_error)
+    app.add_middleware(Gate, config=context.config, lifecycle=lifecycle, metrics=metrics)
+    for method, path, endpoint in _routes(context, lifecycle, metrics):
+        app.add_route(path, endpoint, methods=[method])
+    return app
+
+
+def _routes(
+    context: ServerContext, lifecycle: Lifecycle, metrics: ServerMetrics
+) -> tuple[tuple[str, str, Endpoint], ...]:
+    text = TextRoutes(context, lifecycle, metrics)
+    info = InfoRoutes(context, lifecycle, metrics)
+    return (
+        ("POST", "/v1/chat/completions", text.chat_completions),
+        ("POST", "/v1/completions", text.completions),
+        ("GET", "/v1/models", info.models),
+        ("GET", "/v1/models/{name:path}", info.model),
+        ("POST", "/tokenize", info.tokenize),
+        ("POST", "/detokenize", info.detokenize),
+        ("GET", "/health", info.health),
+        ("GET", "/ready", info.ready),
+        ("GET", "/version", info.version),
+        ("GET", "/metrics", info.metrics),
+    )
+
+
+async def _plain_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in the shape of the API."""
+    assert isinstance(error, HTTPException)
+    messages = {404: "there is no such path", 405: "this path does not take this method"}
+    message = messages.get(error.status_code, str(error.detail))
+    return HttpError(
+        error.status_code, message, code=_code(error.status_code), headers=error.headers
+    ).response()
+
+
+def _code(status: int) -> str | None:
+    return {404: "not_found", 405: "method_not_allowed"}.get(status)

@@ -1,0 +1,73 @@
+"""What the HTTP shell is told at start, and what it holds on to."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from braid.core.errors import InvalidParameterError
+from braid.engine.protocol import EngineClient
+from braid.text.template import ChatTemplate
+from braid.text.tokenizer import Tokenizer
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """Limits and times of the HTTP shell.
+
+    Args:
+        api_key: every route but ``/health`` asks for it; None leaves the server open.
+        max_body_bytes: a longer request body is answered with 413.
+        body_timeout: seconds a request body may take to arrive.
+        max_json_depth: deepest nesting of a request body.
+        max_messages, max_tools, max_stop, max_prompts: most entries of these lists in one request.
+        offload_bytes: template and tokeniser run in a worker thread for bodies longer than this.
+        keepalive_seconds: a stream that is silent for so long gets a comment.
+        slow_reader_seconds: a reader that takes nothing for so long is dropped.
+        drain_timeout: seconds that requests in flight get to finish after SIGTERM.
+
+    Raises:
+        InvalidParameterError: naming the field, the value and the valid range.
+    """
+
+    api_key: str | None = None
+    max_body_bytes: int = 32 * MIB
+    body_timeout: float = 60.0
+    max_json_depth: int = 64
+    max_messages: int = 16_384
+    max_tools: int = 256
+    max_stop: int = 4
+    max_prompts: int = 128
+    offload_bytes: int = 8192
+    keepalive_seconds: float = 15.0
+    slow_reader_seconds: float = 30.0
+    drain_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not self.api_key.strip():
+            raise InvalidParameterError("api_key must not be empty", param="api_key")
+        for name in self.__slots__:
+            value = getattr(self, name)
+            least = 0 if name == "drain_timeout" else 1e-3
+            if name != "api_key" and value < least:
+                raise InvalidParameterError(f"{name} must be > 0, got {value!r}", param=name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerContext:
+    """What every route needs. ``served_model_names`` are the names clients may use; the first is ours in answers."""
+
+    engine: EngineClient
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    served_model_names: tuple[str, ...]
+    config: ServerConfig = field(default_factory=ServerConfig)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        if not self.served_model_names:
+            raise InvalidParameterError(
+                "served_model_names must name at least one model", param="served_model_name"
+            )

@@ -1,0 +1,112 @@
+"""One choice: from the engine's tokens to text, stop strings and aligned log-probabilities. Pure, no I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from braid.core.errors import EngineDeadError
+from braid.core.request import Delta, FinishReason, TokenLogprobs
+from braid.core.sampling import SamplingParams
+from braid.server.errors import RequestFailedError
+from braid.text.stream import TextStream
+from braid.text.tokenizer import Tokenizer
+
+
+class Token(NamedTuple):
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+class ChoiceDelta(NamedTuple):
+    """What a client sees of a choice at once; the last one has a ``finish_reason``.
+
+    ``tokens`` are those whose text is complete with this delta; kept only where log-probabilities or token ids
+    were asked for.
+    """
+
+    number: int
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+class ChoiceDecoder:
+    """Turns the deltas of one sequence into what its client sees.
+
+    Text that may begin a stop string is held back, and the tokens it came from with it: tokens are released when
+    the text sent so far covers their bytes, all that are left with the last delta.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, number: int, *, keep_tokens: bool = False
+    ) -> None:
+        self.number = number
+        self.num_tokens = 0
+        self.num_cached_tokens = 0
+        self.finish_reason: str | None = None
+        self._tokenizer = tokenizer
+        self._params = params
+        self._stream = TextStream(tokenizer, params)
+        self._keep_tokens = keep_tokens or params.logprobs is not None
+        self._token_by_token = self._keep_tokens or bool(params.stop)
+        self._pending: deque[tuple[int, Token]] = deque()
+        self._bytes_seen = 0
+        self._bytes_sent = 0
+
+    def push(self, delta: Delta) -> ChoiceDelta | None:
+        """None where nothing can be shown yet.
+
+        Raises:
+            RequestFailedError: the engine failed on this request.
+            EngineDeadError: the engine ended this request without being asked to.
+        """
+        if delta.finish_reason is FinishReason.ERROR:
+            raise RequestFailedError(delta.error or "the engine failed on this request")
+        if delta.finish_reason is FinishReason.ABORT:
+            raise EngineDeadError("the engine gave the request up")
+        self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
+        text, stopped = self._decode(delta)
+        stop_reason = stopped if stopped is not None else delta.stop_reason
+        if stopped is not None:
+            self.finish_reason = "stop"
+        elif delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason.value
+            text += self._stream.finish()
+        tokens = self._release(text)
+        if not text and not tokens and self.finish_reason is None:
+            return None
+        return ChoiceDelta(self.number, text, tokens, self.finish_reason, stop_reason)
+
+    def _decode(self, delta: Delta) -> tuple[str, str | None]:
+        if not self._token_by_token:
+            self.num_tokens += len(delta.token_ids)
+            pushed = self._stream.push(delta.token_ids)
+            return pushed.text, pushed.stopped
+        text = ""
+        for position, token_id in enumerate(delta.token_ids):
+            self.num_tokens += 1
+            self._remember(token_id, delta, position)
+            pushed = self._stream.push((token_id,))
+            text += pushed.text
+            if pushed.stopped is not None:
+                return text, pushed.stopped
+        return text, None
+
+    def _remember(self, token_id: int, delta: Delta, position: int) -> None:
+        if not self._keep_tokens:
+            return
+        hidden = self._params.skip_special_tokens and token_id in self._tokenizer.special_token_ids
+        self._bytes_seen += 0 if hidden else len(self._tokenizer.token_bytes(token_id))
+        logprobs = None if delta.logprobs is None else delta.logprobs[position]
+        self._pending.append((self._bytes_seen, Token(token_id, logprobs)))
+
+    def _release(self, text: str) -> tuple[Token, ...]:
+        if not self._keep_tokens:
+            return ()
+        self._bytes_sent += len(text.encode())
+        ready = []
+        while self._pending and (self.finish_reason is not None or self._pending[0][0] <= self._bytes_sent):
+            ready.append(self._pending.popleft()[1])
+        return tuple(ready)

@@ -1,0 +1,81 @@
+"""Errors as HTTP answers, in the shape of the OpenAI API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError, OverloadedError
+
+RETRY_RANGE = (1.0, 120.0)
+"""SDKs ignore a delay of 0, and openai-python gives up above 120 s."""
+ENGINE_RETRY_SECONDS = 2.0
+NO_RETRY = {"x-should-retry": "false"}
+
+
+class HttpError(BraidError):
+    """An answer that is not 2xx."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def payload(self) -> dict[str, Any]:
+        error = {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> Response:
+        return json_response(self.payload(), status=self.status, headers=self.headers)
+
+
+class RequestFailedError(BraidError):
+    """The engine failed on this one request; others are not touched."""
+
+
+class ClientDisconnectedError(BraidError):
+    """Nobody is left to answer."""
+
+
+def unavailable(message: str, *, retry_after: float, code: str = "overloaded") -> HttpError:
+    """503 with the two headers that SDKs read; ``retry_after`` in seconds is brought into what they obey."""
+    seconds = min(max(retry_after, RETRY_RANGE[0]), RETRY_RANGE[1])
+    headers = {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
+    return HttpError(503, message, type="server_error", code=code, headers=headers)
+
+
+def as_http_error(error: BaseException) -> HttpError:
+    """The answer for an exception; what is not foreseen is a 500 without details."""
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, InvalidParameterError):
+        return HttpError(400, str(error), param=error.param, code=error.code)
+    if isinstance(error, OverloadedError):
+        return unavailable(str(error), retry_after=error.retry_after)
+    if isinstance(error, EngineDeadError):
+        return unavailable(str(error), retry_after=ENGINE_RETRY_SECONDS)
+    message = (
+        str(error) if isinstance(error, BraidError) else "internal error; the server's log has the details"
+    )
+    return HttpError(500, message, type="server_error", code="internal_error", headers=NO_RETRY)
+
+
+def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    body = msgspec.json.encode(value)
+    return Response(body, status_code=status, headers=dict(headers or {}), media_type="application/json")

@@ -1,0 +1,162 @@
+"""One internal request for every dialect: its sequences, run by the engine and merged into one stream of choices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from braid.core.errors import EngineDeadError
+from braid.core.request import Delta
+from braid.core.sampling import SamplingParams
+from braid.engine.protocol import EngineClient, GenerateRequest
+from braid.server.decode import ChoiceDecoder, ChoiceDelta
+from braid.server.lifecycle import Usage
+from braid.server.metrics import SequenceTimer, ServerMetrics
+from braid.text.tokenizer import Tokenizer
+
+_MERGE_BUFFER = 64
+
+Choices = AsyncGenerator[ChoiceDelta, None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """What a client asked for, whatever the dialect: ``len(prompts) * params.n`` sequences.
+
+    ``max_tokens`` has the output limit of each prompt; ``arrival`` is on the ``perf_counter`` clock.
+    """
+
+    id: str
+    model: str
+    created: int
+    prompts: tuple[tuple[int, ...], ...]
+    max_tokens: tuple[int, ...]
+    params: SamplingParams
+    priority: int
+    cache_salt: str
+    arrival: float
+    return_token_ids: bool
+
+    def sequences(self) -> list[GenerateRequest]:
+        """Choice ``i`` is output ``i % n`` of prompt ``i // n``; every sequence has an id of its own."""
+        n = self.params.n
+        return [
+            GenerateRequest(
+                request_id=f"{self.id}-{prompt * n + output}",
+                prompt_token_ids=self.prompts[prompt],
+                params=replace(self.params.child(output), max_tokens=self.max_tokens[prompt]),
+                priority=self.priority,
+                cache_salt=self.cache_salt,
+            )
+            for prompt in range(len(self.prompts))
+            for output in range(n)
+        ]
+
+
+def usage_payload(usage: Usage) -> dict[str, Any]:
+    """OpenAI's usage object: prompt tokens include the cached ones."""
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_output_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+class Generation:
+    """A call on its way: iterate over ``choices()`` once, then read ``usage``."""
+
+    def __init__(
+        self, call: Call, engine: EngineClient, tokenizer: Tokenizer, metrics: ServerMetrics
+    ) -> None:
+        self.call = call
+        self._engine = engine
+        self._metrics = metrics
+        self._sequences = call.sequences()
+        self._decoders = [
+            ChoiceDecoder(tokenizer, sequence.params, index, keep_tokens=call.return_token_ids)
+            for index, sequence in enumerate(self._sequences)
+        ]
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def usage(self) -> Usage:
+        """A prompt counts once, however many outputs it has; so do its cached tokens."""
+        prompts = sum(len(prompt) for prompt in self.call.prompts)
+        outputs = sum(decoder.num_tokens for decoder in self._decoders)
+        cached = sum(decoder.num_cached_tokens for decoder in self._decoders[:: self.call.params.n])
+        return Usage(prompts, outputs, cached)
+
+    def choices(self) -> Choices:
+        """Deltas of all choices as they come. Closing the generator aborts every sequence."""
+        return merge([self._run(index) for index in range(self.num_choices)])
+
+    async def _run(self, index: int) -> Choices:
+        sequence, decoder = self._sequences[index], self._decoders[index]
+        timer = SequenceTimer(self._metrics, self.call.arrival)
+        reason = "error"
+        # The protocol speaks of an iterator that can be closed: an async generator.
+        deltas = cast(AsyncGenerator[Delta, None], self._engine.generate(sequence))
+        try:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    timer.tokens(len(delta.token_ids))
+                    choice = decoder.push(delta)
+                    if choice is not None:
+                        yield choice
+                    if decoder.finish_reason is not None:
+                        reason = decoder.finish_reason
+                        return
+            raise EngineDeadError("the engine ended a request without a reason")
+        except (asyncio.CancelledError, GeneratorExit):
+            reason = decoder.finish_reason or "abort"
+            raise
+        finally:
+            timer.finish(
+                reason,
+                num_prompt_tokens=len(sequence.prompt_token_ids),
+                num_tokens=decoder.num_tokens,
+                num_cached_tokens=decoder.num_cached_tokens,
+            )
+
+
+async def merge(streams: Sequence[Choices]) -> Choices:
+    """Items of all streams as they come; the first error ends them all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as stream:
+            async for item in stream:
+                yield item
+        return
+    queue: asyncio.Queue[ChoiceDelta | Exception | None] = asyncio.Queue(_MERGE_BUFFER)
+    tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
+    try:
+        running = len(tasks)
+        while running:
+            got = await queue.get()
+            if isinstance(got, Exception):
+                raise got
+            if got is None:
+                running -= 1
+            else:
+                yield got
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(stream: Choices, queue: asyncio.Queue[ChoiceDelta | Exception | None]) -> None:
+    try:
+        async with aclosing(stream):
+            async for item in stream:
+                await queue.put(item)
+        await queue.put(None)
+    except Exception as error:
+        await queue.put(error)

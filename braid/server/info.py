@@ -1,0 +1,113 @@
+"""The routes that tell: models, token ids, health, version, metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from braid import __version__
+from braid.core.errors import EngineDeadError, InvalidParameterError
+from braid.server.api import served_name
+from braid.server.body import read_json, validate
+from braid.server.config import ServerContext
+from braid.server.errors import json_response, unavailable
+from braid.server.lifecycle import Lifecycle, shutting_down
+from braid.server.metrics import CONTENT_TYPE, Gauges, ServerMetrics
+from braid.server.prompts import Tokens, chat_tokens, check_messages, check_token_ids, engine_info, off_loop
+from braid.server.schemas import DetokenizeRequest, TokenizeRequest
+
+_LOADING_RETRY_SECONDS = 2.0
+
+
+class InfoRoutes:
+    """Everything that generates no text."""
+
+    def __init__(self, context: ServerContext, lifecycle: Lifecycle, metrics: ServerMetrics) -> None:
+        self._context = context
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+
+    async def health(self, request: Request) -> Response:
+        """Alive: this process answers. Whether it can serve is ``ready``'s to say."""
+        return json_response({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        if self._lifecycle.draining:
+            raise shutting_down()
+        engine = self._context.engine
+        if not engine.is_ready:
+            # A supervised engine knows why it is down; others have nothing to add.
+            reason = getattr(engine, "down_reason", "") or "the engine is not running"
+            raise unavailable(reason, retry_after=_LOADING_RETRY_SECONDS, code="not_ready")
+        return json_response({"status": "ready"})
+
+    async def version(self, request: Request) -> Response:
+        info = self._context.engine.info
+        engine = {} if info is None else {"torch": info.torch_version, "kernels": info.kernels}
+        name = self._context.served_model_names[0]
+        return json_response({"version": __version__, "model": name, **engine})
+
+    async def metrics(self, request: Request) -> Response:
+        engine = self._context.engine
+        try:
+            stats = await engine.stats()
+        except EngineDeadError:
+            stats = None
+        # Only a supervised engine process is ever restarted.
+        restarts = int(getattr(engine, "restarts", 0))
+        gauges = Gauges(engine.is_ready, restarts, engine.info, stats)
+        return Response(self._metrics.render(gauges), headers={"content-type": CONTENT_TYPE})
+
+    async def models(self, request: Request) -> Response:
+        data = [self._model(name) for name in self._context.served_model_names]
+        return json_response({"object": "list", "data": data})
+
+    async def model(self, request: Request) -> Response:
+        return json_response(self._model(served_name(self._context, request.path_params["name"])))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        info = self._context.engine.info
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._context.created,
+            "owned_by": "braid",
+            "root": self._context.served_model_names[0] if info is None else info.model,
+            "max_model_len": None if info is None else info.max_model_len,
+        }
+
+    async def tokenize(self, request: Request) -> Response:
+        context = self._context
+        body, size = await read_json(request, context.config)
+        fields = validate(TokenizeRequest, body)
+        served_name(context, fields.model)
+        tokens = await off_loop(context, size, lambda: self._tokens(fields))
+        answer: dict[str, Any] = {
+            "count": len(tokens),
+            "max_model_len": engine_info(context).max_model_len,
+            "tokens": tokens,
+        }
+        if fields.return_token_strs:
+            answer["token_strs"] = [context.tokenizer.token_text(token) for token in tokens]
+        return json_response(answer)
+
+    def _tokens(self, fields: TokenizeRequest) -> Tokens:
+        if (fields.prompt is None) == (fields.messages is None):
+            raise InvalidParameterError("give either prompt or messages", param="prompt")
+        if fields.messages is not None:
+            check_messages(self._context, fields.messages, fields.tools)
+            return chat_tokens(self._context, fields.messages, fields)
+        special = fields.add_special_tokens is not False
+        return tuple(self._context.tokenizer.encode(fields.prompt or "", add_special_tokens=special))
+
+    async def detokenize(self, request: Request) -> Response:
+        context = self._context
+        body, size = await read_json(request, context.config)
+        fields = validate(DetokenizeRequest, body)
+        served_name(context, fields.model)
+        check_token_ids(fields.tokens, engine_info(context).vocab_size, "tokens")
+        decode = context.tokenizer.decode
+        text = await off_loop(context, size, lambda: decode(fields.tokens, skip_special_tokens=False))
+        return json_response({"prompt": text})

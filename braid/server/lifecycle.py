@@ -1,0 +1,136 @@
+"""The server's own life: what is in flight, draining, and the watch over each client's connection."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import NamedTuple
+
+from starlette.types import Receive
+
+from braid.core.errors import BraidError
+from braid.server.errors import ClientDisconnectedError, HttpError, unavailable
+
+DRAIN_RETRY_SECONDS = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class RequestRecord:
+    """What is known of one HTTP request, for its log line.
+
+    ``start`` is on the ``perf_counter`` clock, in seconds; ``usage`` is set where text is generated.
+    """
+
+    request_id: str
+    start: float = field(default_factory=time.perf_counter)
+    status: int = 0
+    usage: Callable[[], Usage] | None = None
+
+
+class Usage(NamedTuple):
+    """Token counts of one HTTP request."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+
+
+class Lifecycle:
+    """Counts requests in flight; ``draining`` turns new ones away, ``stop`` ends those that are left."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.in_flight = 0
+        self._watches: set[ConnectionWatch] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def enter(self) -> None:
+        self.in_flight += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        self.in_flight -= 1
+        if self.in_flight == 0:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
+
+    def stop(self) -> None:
+        """End what is still in flight with an error of its own."""
+        for watch in tuple(self._watches):
+            watch.interrupt(shutting_down())
+
+    def watch(
+        self,
+        receive: Receive,
+        *,
+        every: float | None = None,
+        on_tick: Callable[[], Awaitable[None]] | None = None,
+    ) -> ConnectionWatch:
+        return ConnectionWatch(self._watches, receive, every, on_tick)
+
+
+def shutting_down() -> HttpError:
+    return unavailable("the server is shutting down", retry_after=DRAIN_RETRY_SECONDS, code="shutting_down")
+
+
+class ConnectionWatch:
+    """``async with`` block that ends with ClientDisconnectedError as soon as the client goes away.
+
+    ASGI tells of a disconnect only to who asks ``receive``, so a task asks while the block works. It cancels the
+    block's task, and the exit turns that cancellation (and no other) into the error that caused it.
+    ``on_tick`` runs whenever ``every`` seconds have passed.
+    """
+
+    def __init__(
+        self,
+        registry: set[ConnectionWatch],
+        receive: Receive,
+        every: float | None,
+        on_tick: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        self._registry = registry
+        self._receive = receive
+        self._every = every
+        self._on_tick = on_tick
+        self._cause: BraidError | None = None
+
+    async def __aenter__(self) -> ConnectionWatch:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._watcher = asyncio.create_task(self._run())
+        self._registry.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._registry.discard(self)
+        self._watcher.cancel()
+        if self._cause is not None and kind is asyncio.CancelledError and self._task.uncancel() == 0:
+            raise self._cause from None
+
+    def interrupt(self, cause: BraidError) -> None:
+        """End the block with ``cause``; only the first counts."""
+        if self._cause is None:
+            self._cause = cause
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._every):
+                    message = await self._receive()
+            except TimeoutError:
+                if self._on_tick is not None:
+                    await self._on_tick()
+                continue
+            if message["type"] == "http.disconnect":
+                self.interrupt(ClientDisconnectedError("the client closed the connection"))
+                return

@@ -1,0 +1,228 @@
+"""Request fields of the OpenAI dialect. Types are strict; ranges are checked where a value is used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from braid.core.errors import InvalidParameterError
+from braid.core.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
+from braid.server.body import echo
+
+_TOKEN_ID = re.compile(r"[0-9]{1,10}")
+_SAMPLING_FIELDS = (
+    "n",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+)
+MAX_METADATA = 16
+MAX_SAFETY_IDENTIFIER = 128
+UNSUPPORTED = (
+    "audio",
+    "best_of",
+    "function_call",
+    "functions",
+    "grammar",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "prompt_logprobs",
+    "regex",
+    "structured_outputs",
+    "suffix",
+    "web_search_options",
+)
+"""Fields that would change the output and that Braid cannot act on: refused, not ignored."""
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class RequestFields(BaseModel):
+    """What chat and completions have in common; None always means the default."""
+
+    model_config = ConfigDict(strict=True)
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    return_token_ids: bool | None = None
+    response_format: dict[str, Any] | None = None
+    # Accepted without effect on the output.
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+
+    def sampling_params(
+        self, *, max_tokens: int | None, logprobs: int | None, max_stop: int
+    ) -> SamplingParams:
+        """What the engine is asked for; absent fields take the engine's defaults."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if len(stop) > max_stop:
+            raise InvalidParameterError(
+                f"stop has {len(stop)} strings, at most {max_stop} are allowed", param="stop"
+            )
+        given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        return SamplingParams(
+            **given,
+            stop=stop,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            logit_bias=_logit_bias(self.logit_bias or {}),
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+        )
+
+    def check(self, body: Mapping[str, Any]) -> None:
+        """Refuse what cannot be had, and what is beyond public limits."""
+        for name in UNSUPPORTED:
+            if body.get(name) is not None:
+                raise InvalidParameterError(f"{name} is not supported yet", param=name)
+        if self.response_format is not None and self.response_format.get("type") != "text":
+            kind = echo(self.response_format.get("type"))
+            message = f"response_format of type {kind} is not supported yet; supported: 'text'"
+            raise InvalidParameterError(message, param="response_format")
+        if self.stream_options is not None and not self.stream:
+            raise InvalidParameterError("stream_options needs stream to be true", param="stream_options")
+        if self.priority is not None and not -(2**31) <= self.priority < 2**31:
+            raise InvalidParameterError("priority must be a 32-bit integer", param="priority")
+        if len(self.metadata or ()) > MAX_METADATA:
+            raise InvalidParameterError(f"metadata may have at most {MAX_METADATA} pairs", param="metadata")
+        if len(self.safety_identifier or "") > MAX_SAFETY_IDENTIFIER:
+            message = f"safety_identifier may have at most {MAX_SAFETY_IDENTIFIER} characters"
+            raise InvalidParameterError(message, param="safety_identifier")
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class TemplateFields(BaseModel):
+    """What a chat template is rendered from, beside the messages."""
+
+    model_config = ConfigDict(strict=True)
+
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class ChatRequest(RequestFields, TemplateFields):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    # Accepted without effect on the output.
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    verbosity: str | None = None
+    prediction: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
+
+    def params(self, max_stop: int) -> SamplingParams:
+        max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return self.sampling_params(max_tokens=max_tokens, logprobs=self._logprobs(), max_stop=max_stop)
+
+    def _logprobs(self) -> int | None:
+        if self.top_logprobs is not None:
+            if not self.logprobs:
+                raise InvalidParameterError("top_logprobs needs logprobs to be true", param="top_logprobs")
+            if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+                message = f"top_logprobs must be in [0, {MAX_LOGPROBS}], got {echo(self.top_logprobs)}"
+                raise InvalidParameterError(message, param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def check(self, body: Mapping[str, Any]) -> None:
+        super().check(body)
+        if self.tool_choice not in (None, "none", "auto"):
+            message = f"tool_choice {echo(self.tool_choice)} is not supported yet; supported: 'none', 'auto'"
+            raise InvalidParameterError(message, param="tool_choice")
+        if self.modalities not in (None, ["text"]):
+            raise InvalidParameterError(
+                "modalities other than ['text'] are not supported", param="modalities"
+            )
+
+
+class CompletionRequest(RequestFields):
+    prompt: Any = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    add_special_tokens: bool | None = None
+
+    def params(self, max_stop: int) -> SamplingParams:
+        return self.sampling_params(max_tokens=self.max_tokens, logprobs=self.logprobs, max_stop=max_stop)
+
+    def check(self, body: Mapping[str, Any]) -> None:
+        super().check(body)
+        if self.echo and self.logprobs is not None:
+            message = (
+                "echo together with logprobs is not supported yet: prompt tokens have no log-probabilities"
+            )
+            raise InvalidParameterError(message, param="echo")
+
+
+class TokenizeRequest(TemplateFields):
+    messages: list[dict[str, Any]] | None = None
+    model: str | None = None
+    prompt: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    model: str | None = None
+    tokens: list[int]
+
+
+def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
+    if len(bias) > MAX_LOGIT_BIAS:
+        message = f"logit_bias has {len(bias)} entries, at most {MAX_LOGIT_BIAS} are allowed"
+        raise InvalidParameterError(message, param="logit_bias")
+    for key in bias:
+        if not _TOKEN_ID.fullmatch(key):
+            message = f"logit_bias must be keyed by token ids, got {echo(key)}"
+            raise InvalidParameterError(message, param="logit_bias")
+    return {int(key): value for key, value in bias.items()}

@@ -1,0 +1,117 @@
+"""Server-sent events: a stream that starts late, stays alive, and never just stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from braid.core.errors import BraidError
+from braid.server.config import ServerConfig
+from braid.server.errors import ClientDisconnectedError, as_http_error
+from braid.server.lifecycle import Lifecycle
+
+logger = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+
+
+def event(value: object) -> bytes:
+    """One ``data:`` event with a JSON payload."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends events as they come.
+
+    1. The status line waits for the first event, so that an error before it is an ordinary error answer; but not
+       longer than a keep-alive interval.
+    2. Silence is broken by comments.
+    3. An error after the first byte is an event, and nothing follows it.
+    4. Nothing is buffered here: the transport's limit slows the reader's stream, and a reader that takes nothing
+       for ``slow_reader_seconds`` is dropped.
+    5. However the stream ends, ``events`` is closed, which aborts what is still running.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        lifecycle: Lifecycle,
+        config: ServerConfig,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({**_HEADERS, **(headers or {})})
+        self._events = events
+        self._lifecycle = lifecycle
+        self._config = config
+        self._starting = asyncio.Lock()
+        self._started = False
+        self._blocked_since: float | None = None
+        self._last_sent = asyncio.get_running_loop().time()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        every = min(self._config.keepalive_seconds, self._config.slow_reader_seconds)
+        try:
+            async with (
+                aclosing(self._events),
+                self._lifecycle.watch(receive, every=every, on_tick=self._tick) as self._watch,
+            ):
+                async for chunk in self._events:
+                    await self._write(chunk)
+        except ClientDisconnectedError:
+            raise
+        except Exception as error:
+            if not self._started:
+                raise
+            await self._send_error(error)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if not self._started:
+                await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                self._started = True
+
+    async def _write(self, chunk: bytes) -> None:
+        if not self._started:
+            await self._start()
+        now = asyncio.get_running_loop().time()
+        self._blocked_since = self._last_sent = now
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._blocked_since = None
+
+    async def _tick(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._blocked_since is not None:
+            if now - self._blocked_since >= self._config.slow_reader_seconds:
+                self._watch.interrupt(ClientDisconnectedError("the client reads too slowly"))
+        elif now - self._last_sent >= self._config.keepalive_seconds:
+            await self._ping()
+
+    async def _ping(self) -> None:
+        # The watch must not hang here itself, or nobody would notice that the reader takes nothing.
+        try:
+            async with asyncio.timeout(self._config.slow_reader_seconds):
+                await self._write(PING)
+        except TimeoutError:
+            self._watch.interrupt(ClientDisconnectedError("the client reads too slowly"))
+
+    async def _send_error(self, error: Exception) -> None:
+        if not isinstance(error, BraidError):
+            logger.exception("a stream failed", exc_info=error)
+        body = event(as_http_error(error).payload())
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
