@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from braid.core.step import Work
@@ -47,7 +48,7 @@ def bracket(knots: Sequence[float], x: float) -> Bracket:
 
 
 def _check_knots(knots: Sequence[float]) -> None:
-    if len(knots) < 2 or any(a >= b for a, b in zip(knots, knots[1:], strict=False)):
+    if len(knots) < 2 or any(a >= b for a, b in pairwise(knots)):
         raise ValueError(f"knots must be at least two and rise, got {list(knots)!r}")
 
 
@@ -91,9 +92,10 @@ class Grid:
     def at(self, row: float, column: float) -> Estimate:
         """Never negative."""
         above, left = bracket(self.rows, row), bracket(self.columns, column)
-        ends = []
-        for line in self.seconds[above.low : above.low + 2]:
-            ends.append((1 - left.weight) * line[left.low] + left.weight * line[left.low + 1])
+        ends = [
+            (1 - left.weight) * line[left.low] + left.weight * line[left.low + 1]
+            for line in self.seconds[above.low : above.low + 2]
+        ]
         value = (1 - above.weight) * ends[0] + above.weight * ends[1]
         return Estimate(max(0.0, value), above.outside or left.outside)
 

@@ -64,7 +64,11 @@ class MemoryPlan:
             ("weights", self.weight_bytes, ""),
             ("activations", self.activation_bytes, f"{self.max_num_batched_tokens} tokens in one step"),
             ("runtime", self.overhead_bytes, ""),
-            ("KV", self.kv_bytes, f"{self.num_blocks} blocks of {self.block_size} = {self.num_tokens} tokens"),
+            (
+                "KV",
+                self.kv_bytes,
+                f"{self.num_blocks} blocks of {self.block_size} = {self.num_tokens} tokens",
+            ),
             ("spare", self.spare_bytes, ""),
         ]
         lines = [f"{name:<12} {human(size):>10}  {remark}".rstrip() for name, size, remark in rows]
@@ -149,8 +153,8 @@ def fit(
     )
     block_bytes = block_size * model.kv_bytes_per_token(kv_dtype)
     context = max_model_len or model.max_model_len
-    wanted = _kv_bytes(room, seqs * context, context, block_size, block_bytes, kv_cache_bytes,
-    max_model_len) num_blocks = wanted // block_bytes
+    wanted = _kv_bytes(room, seqs * context, context, block_size, block_bytes, kv_cache_bytes, max_model_len)
+    num_blocks = wanted // block_bytes
     context, notes = _context(room, context, num_blocks, block_size, block_bytes, max_model_len)
     return MemoryPlan(
         device=room.device,
