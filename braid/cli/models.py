@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from huggingface_hub import scan_cache_dir
+from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from rich.console import Console
 from rich.table import Table
@@ -51,7 +51,7 @@ def list_models(console: Console) -> None:
 def cached_models() -> list[Cached]:
     """Repositories with weights in the hub's cache, by name."""
     try:
-        repos = scan_cache_dir().repos
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
     return sorted(

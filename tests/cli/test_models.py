@@ -10,12 +10,14 @@ from rich.console import Console
 from braid.cli import models
 from braid.cli.models import Cached, cached_models, list_models
 
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
 
 def put(cache: Path, repo: str, name: str, size: int) -> None:
-    folder = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / "abc"
+    folder = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / REVISION
     folder.mkdir(parents=True, exist_ok=True)
     (folder.parent.parent / "refs").mkdir(exist_ok=True)
-    (folder.parent.parent / "refs" / "main").write_text("abc")
+    (folder.parent.parent / "refs" / "main").write_text(REVISION)
     blobs = folder.parent.parent / "blobs"
     blobs.mkdir(exist_ok=True)
     (blobs / name).write_bytes(b"x" * size)
