@@ -1,10 +1,10 @@
 """How long a step takes: tables measured on a machine, interpolated.
 
-``T = host + dense(tokens) + head(logit rows) + mixing * (prefill attention + decode attention)``. Tables
-rather than a linear
-fit: real kernels have steps and knees that a line misses by a quarter. What lies outside a table follows
-its last slope and is marked. Dense models on one device; experts and several devices need tables of their
-own.
+``T = host + dense(tokens) + head(logit rows) + mixing * (prefill attention + decode attention)``.
+
+Tables rather than a linear fit: real kernels have steps and knees that a line misses by a quarter. What lies
+outside a table follows its last slope and is marked. Dense models on one device; experts and several devices
+need tables of their own.
 """
 
 from __future__ import annotations

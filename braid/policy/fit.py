@@ -235,7 +235,8 @@ def _kv_bytes(
     if asked_bytes is not None:
         if asked_bytes > room.kv:
             raise CapacityError(
-                f"a KV store of {human(asked_bytes)} does not fit, {human(room.kv)} are left: {room.reckoning()}"
+                f"a KV store of {human(asked_bytes)} does not fit, {human(room.kv)} are left: "
+                f"{room.reckoning()}"
             )
         return asked_bytes
     wanted = -(-wanted_tokens // block_size) * block_bytes
@@ -257,8 +258,8 @@ def _context(
     if capacity < least:
         need = -(-least // block_size) * block_bytes
         raise CapacityError(
-            f"one request of {least} tokens needs {human(need)} of KV, but only {human(num_blocks * block_bytes)} "
-            f"({capacity} tokens) fit: {room.reckoning()}. Use a smaller max_model_len or a larger KV store."
+            f"one request of {least} tokens needs {human(need)} of KV, but only "
+            f"{human(num_blocks * block_bytes)} ({capacity} tokens) fit: {room.reckoning()}. Use a smaller max_model_len or a larger KV store."
         )
     return capacity, (
         f"context shrunk from {context} to {capacity} tokens, which is what the KV store holds "

@@ -13,7 +13,7 @@ class Share(NamedTuple):
 
 
 class Partition(Protocol):
-    """Must grant at least one token whenever the budget is at least one, or a step could be empty for ever."""
+    """Must grant a token whenever the budget is at least one, or a step could be empty for ever."""
 
     def share(self, budget: int, num_decodes: int) -> Share:
         """``num_decodes`` requests want one token each."""

@@ -57,8 +57,9 @@ class BlockPool:
         return self._refs[block]
 
     def allocate(self, count: int) -> list[int]:
-        """Take ``count <= num_free`` blocks: FREE ones, then the least recently used idle ones. ->
-        RESERVED, one reference.
+        """Take ``count <= num_free`` blocks: FREE ones, then the least recently used idle ones.
+
+        They come out RESERVED, with one reference.
         """
         assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
         while len(self._free) < count:
@@ -123,9 +124,7 @@ class BlockPool:
             self.release(blocks)
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
-        """Prove that every block is accounted for exactly once. ``tables`` are the block tables of all
-        live requests.
-        """
+        """Prove that every block is accounted for once. ``tables`` are those of all live requests."""
         expected: Counter[int] = Counter()
         for table in tables:
             expected.update(table)

@@ -50,8 +50,8 @@ class Loop:
     def post(self, command: Callable[[Scheduler, float], Result]) -> Future[Result]:
         """Run ``command(scheduler, now)`` on the loop's thread before the next step is planned.
 
-        What it returns or raises arrives in the future; it never harms the loop. After the loop has died, the future
-        holds what killed it.
+        What it returns or raises arrives in the future; it never harms the loop. After the loop has died, the
+        future holds what killed it.
         """
         future: Future[Result] = Future()
         with self._lock:
@@ -124,9 +124,7 @@ class Loop:
                 self._executor.submit(plan)
 
     def _rest(self) -> None:
-        """Nothing runs and nothing is timed: either all is done, or this is a stall (unless a command just
-        came).
-        """
+        """Nothing runs and nothing is timed: all is done, or this is a stall (unless a command came)."""
         if self._scheduler.has_unfinished:
             if not self._inbox:
                 raise StallError(

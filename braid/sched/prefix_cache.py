@@ -1,9 +1,8 @@
 """Names for blocks' content, so that equal prefixes are computed once.
 
 A block's key covers the salt, every token before the block and the block's own tokens. Tenants share the
-store, so a key must
-not be forgeable: blake2b with 128 bits, not a fast hash (compare CVE-2025-25183 of vLLM, where
-``hash(None)`` was constant).
+store, so a key must not be forgeable: blake2b with 128 bits, not a fast hash (compare CVE-2025-25183 of vLLM,
+where ``hash(None)`` was constant).
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ class Scheduler:
 
         Raises:
             InvalidParameterError: the prompt is empty or leaves no room for one output token, or the id is
-            in use. OverloadedError: ``max_waiting`` requests wait already.
+                in use.
+            OverloadedError: ``max_waiting`` requests wait already.
         """
         self._check_prompt(request)
         if self._num_waiting >= self.config.max_waiting:
@@ -136,9 +137,7 @@ class Scheduler:
         self._now = now
 
     def next_deadline(self) -> float | None:
-        """When ``tick`` must be called although nothing else happens; None, as no rule above depends on
-        time.
-        """
+        """When to ``tick`` although nothing else happens; None, as no rule above depends on time."""
         return None
 
     def schedule(self, lane: str, now: float) -> StepPlan | None:
@@ -186,9 +185,7 @@ class Scheduler:
     # -- planning ------------------------------------------------------------------------------------------
 
     def _eligible(self) -> tuple[list[Entry], list[Entry]]:
-        """Running requests that no lane holds: those one token short (decodes), and the rest (prefills),
-        in order.
-        """
+        """Running requests that no lane holds, in order: one token short (decodes), and the rest."""
         decodes: list[Entry] = []
         prefills: list[Entry] = []
         for entry in self._running:
@@ -272,9 +269,7 @@ class Scheduler:
         return True
 
     def _start(self, entry: Entry, cached: list[int], now: float) -> bool:
-        """Move the head of the queue to running, with blocks for all its known tokens; False if it does
-        not fit.
-        """
+        """Move the head of the queue to running, with blocks for all it has; False if it does not fit."""
         request = entry.request
         block_size = self.config.block_size
         fresh = -(-len(request.token_ids) // block_size) - len(cached)
@@ -470,8 +465,8 @@ class Scheduler:
         for entry in self._entries.values():
             request = entry.request
             lines.append(
-                f"{request.request_id}: {request.status.value}, {request.num_computed_tokens}/{request.num_tokens} "
-                f"tokens computed, {len(request.block_ids)} blocks, lane {entry.lane}"
+                f"{request.request_id}: {request.status.value}, "
+                f"{request.num_computed_tokens}/{request.num_tokens} tokens computed, {len(request.block_ids)} blocks, lane {entry.lane}"
                 + (", waits for a block being filled" if entry.parked_on else "")
             )
         return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""The twin of the real executor: predicted durations on a virtual clock. The scheduler cannot tell the
+difference.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import count
+from typing import NamedTuple, Protocol
+
+from braid.core.errors import BraidError
+from braid.core.step import SampledToken, SampleSpec, StepPlan, StepResult, Work
+from braid.policy.cost import Estimate
+from braid.sched.config import MIXED
+
+VOCAB_SIZE = 251
+
+
+class StepTime(Protocol):
+    """Predicts how long a step takes; ``braid.policy.cost.StepCost`` is one."""
+
+    def step(self, works: Iterable[Work]) -> Estimate: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedTime:
+    """Every step takes equally long: for schedules, where only the order matters."""
+
+    seconds: float = 1.0
+
+    def step(self, works: Iterable[Work]) -> Estimate:
+        return Estimate(self.seconds)
+
+
+class SimulationEndError(BraidError):
+    """The simulation waits although nothing will ever happen again."""
+
+
+class _Event(NamedTuple):
+    """Ordered by (time, kind, sequence), so that equal input gives equal output."""
+
+    time: float
+    kind: int
+    sequence: int
+    result: StepResult | None
+    run: Callable[[], None] | None
+
+
+STEP_ENDS, EXTERNAL = 0, 1
+
+
+def pseudo_token(spec: SampleSpec) -> int:
+    """A stand-in for the sampler: like a real one, a pure function of the request's seed and position."""
+    return (spec.seed * 7_919 + len(spec.token_ids) * 104_729 + 17) % VOCAB_SIZE
+
+
+class SimExecutor:
+    """An executor whose clock moves only in ``wait``, to the next event."""
+
+    lanes = (MIXED,)
+
+    def __init__(self, cost: StepTime, token: Callable[[SampleSpec], int] = pseudo_token) -> None:
+        self._cost = cost
+        self._token = token
+        self._clock = 0.0
+        self._events: list[_Event] = []
+        self._sequence = count()
+        self._woken = False
+        self.num_extrapolated = 0
+        """Steps whose predicted time lies outside the cost tables."""
+
+    @property
+    def has_events(self) -> bool:
+        """Whether anything is still to happen by itself."""
+        return bool(self._events)
+
+    def at(self, time: float, run: Callable[[], None]) -> None:
+        """Have ``run()`` called when the clock reaches ``time`` (an arrival, the end of a tool call)."""
+        if time < self._clock:
+            raise ValueError(f"time must be at least now ({self._clock}), got {time}")
+        self._push(time, EXTERNAL, None, run)
+
+    def now(self) -> float:
+        return self._clock
+
+    def submit(self, plan: StepPlan) -> None:
+        estimate = self._cost.step(plan.works)
+        self.num_extrapolated += estimate.extrapolated
+        tokens = {
+            work.request_id: SampledToken(self._token(work.sample))
+            for work in plan.works
+            if work.sample is not None
+        }
+        result = StepResult(plan.step_id, plan.lane, self._clock, estimate.seconds, tokens)
+        self._push(self._clock + estimate.seconds, STEP_ENDS, result, None)
+
+    def wait(self, until: float | None) -> list[StepResult]:
+        """Jump to the next event, at most to ``until``.
+
+        Raises:
+            SimulationEndError: there is no event and no ``until``.
+        """
+        if self._woken:
+            self._woken = False
+            return []
+        if not self._events and until is None:
+            raise SimulationEndError("nothing is in flight and nothing will arrive")
+        if until is not None and (not self._events or self._events[0].time > until):
+            self._clock = max(self._clock, until)
+            return []
+        event = heapq.heappop(self._events)
+        self._clock = event.time
+        if event.run is not None:
+            event.run()
+        return [] if event.result is None else [event.result]
+
+    def wake(self) -> None:
+        self._woken = True
+
+    def _push(
+        self, time: float, kind: int, result: StepResult | None, run: Callable[[], None] | None
+    ) -> None:
+        heapq.heappush(self._events, _Event(time, kind, next(self._sequence), result, run))
