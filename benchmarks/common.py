@@ -1,0 +1,82 @@
+"""What the benchmarks share: the machine's description, medians, and results as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from braid.device.bandwidth import read_bandwidth
+from braid.device.machine import probe
+
+PACKAGES = ("braid", "torch", "transformers")
+FIRST_TOKEN = 1000
+"""Random prompts stay clear of special tokens and single bytes."""
+
+Row = Mapping[str, Any]
+
+
+def machine() -> dict[str, Any]:
+    """Everything a number must be read with: processor, memory, load, versions."""
+    spec = probe()
+    spec = replace(spec, memory_bandwidth=read_bandwidth(spec.cores))
+    return {
+        **asdict(spec),
+        "load_average": os.getloadavg(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def describe(machine: Mapping[str, Any]) -> str:
+    """The machine in two lines."""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return (
+        f"{machine['cpu_name']}, {machine['cores']} cores ({machine['isa']}), "
+        f"{machine['ram_bytes'] / 2**30:.0f} GiB, {machine['memory_bandwidth'] / 1e9:.1f} GB/s read; "
+        f"load {machine['load_average'][0]:.1f}\n{versions}, Python {machine['python']}"
+    )
+
+
+def random_prompt(length: int, vocab_size: int, seed: int) -> list[int]:
+    """Token ids that no other seed shares a prefix with, so that no prefix cache can help."""
+    numbers = random.Random(seed)
+    return [numbers.randrange(FIRST_TOKEN, vocab_size) for _ in range(length)]
+
+
+def show(title: str, rows: Sequence[Row]) -> None:
+    """Print rows of equal keys as a table; floats with three significant digits."""
+    columns = list(rows[0])
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    Console().print(table)
+
+
+def save(path: Path | None, result: Mapping[str, Any]) -> None:
+    """Write a result next to its machine."""
+    if path is not None:
+        path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
