@@ -1,8 +1,8 @@
 """Converted GGUF weights kept on disk, so that a second start maps them instead of dequantising.
 
 One safetensors file per (GGUF path, dtype) under ``cache_dir()/converted``. Its metadata names the source's size and
-time and the converter's version (else it is stale), and a CRC-32 of all numbers (else it is corrupt). A file appears by
-rename, so processes that convert at the same time do not disturb each other, and a reader keeps the file it has mapped.
+time and the converter's version (else it is stale), and a CRC-32 of the whole file (else it is corrupt). A file appears
+by rename, so processes that convert at the same time do not disturb each other, and a reader keeps what it has mapped.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ _CHUNK_BYTES = 2**24
 _SPARE_BYTES = 2**28
 
 
+def converted_dir() -> Path:
+    """The folder of all converted weights."""
+    return cache_dir() / "converted"
+
+
 class Layout(NamedTuple):
     """One tensor to be stored: its name, safetensors dtype and shape."""
 
@@ -59,9 +64,10 @@ class ConvertedCache:
     def __init__(self, files: Sequence[Path], dtype: str) -> None:
         first = files[0].resolve()
         place = hashlib.sha256(f"{first}\n{dtype}".encode()).hexdigest()[:16]
-        self.path = cache_dir() / "converted" / f"{first.stem[:80]}-{dtype.lower()}-{place}.safetensors"
+        # The link's name: a downloaded file itself is named by its hash.
+        self.path = converted_dir() / f"{files[0].stem[:80]}-{dtype.lower()}-{place}.safetensors"
         self._identity = json.dumps([CONVERTER_VERSION, dtype, [_identify(file) for file in files]])
-        self._source = str(first)
+        self._source = str(files[0])
 
     def find(self) -> dict[str, Extent] | None:
         """The stored tensors, checked against their checksum; None (logged where it is news) if they are no use."""
@@ -113,11 +119,13 @@ class CacheWriter:
         self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 (closed by commit or __exit__)
             dir=self._path.parent, prefix=f".{self._path.stem}-", suffix=".tmp", delete=False
         )
-        self._file.write(self._header())
+        header = self._header(0)
+        self._file.write(header)
+        self._crc = zlib.crc32(header)
 
-    def _header(self) -> bytes:
-        """The checksum has a fixed width, so the header can be written again when it is known."""
-        entries: dict[str, object] = {"__metadata__": self._metadata | {"crc32": f"{self._crc:08x}"}}
+    def _header(self, checksum: int) -> bytes:
+        """The checksum is that of the file with 0 in its place; its width is fixed, so it can be put in last."""
+        entries: dict[str, object] = {"__metadata__": {"crc32": f"{checksum:08x}", **self._metadata}}
         offset = 0
         for item in self._layout:
             end = offset + item.num_bytes
@@ -144,7 +152,7 @@ class CacheWriter:
             return
         try:
             self._file.seek(0)
-            self._file.write(self._header())
+            self._file.write(self._header(self._crc))
             self._file.flush()
             size = os.fstat(self._file.fileno()).st_size
             os.replace(self._file.name, self._path)
@@ -176,8 +184,9 @@ def _identify(file: Path) -> list[object]:
 
 
 def _checksum(path: Path, header: SafetensorsHeader) -> str:
-    crc = 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        stored = f'"crc32": "{header.metadata.get("crc32")}"'.encode()
+        crc = zlib.crc32(data[: header.data_start].replace(stored, b'"crc32": "00000000"', 1))
         view = memoryview(data)
         for begin in range(header.data_start, header.size_bytes, _CHUNK_BYTES):
             crc = zlib.crc32(view[begin : begin + _CHUNK_BYTES], crc)

@@ -131,13 +131,13 @@ def _view(maps: _Maps, extent: Extent) -> torch.Tensor:
     return torch.frombuffer(source, dtype=dtype, count=count, offset=extent.offset).reshape(extent.shape)
 
 
-def _read(maps: _Maps, extent: Extent, dtype: torch.dtype) -> torch.Tensor:
+def _read(maps: _Maps, name: str, extent: Extent, dtype: torch.dtype) -> torch.Tensor:
     if extent.dtype in TORCH_DTYPES:
         return _view(maps, extent).to(dtype)
-    return _dequantise(maps, extent, dtype)
+    return _dequantise(maps, name, extent, dtype)
 
 
-def _dequantise(maps: _Maps, extent: Extent, dtype: torch.dtype) -> torch.Tensor:
+def _dequantise(maps: _Maps, name: str, extent: Extent, dtype: torch.dtype) -> torch.Tensor:
     """Block types to ``dtype`` in chunks, so that the float32 between them never exists as a whole."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
@@ -151,8 +151,13 @@ def _dequantise(maps: _Maps, extent: Extent, dtype: torch.dtype) -> torch.Tensor
         # One long row: the library works row group by row group, and small groups cost more than their numbers.
         row = stored[first * encoding.block_bytes : (first + chunk) * encoding.block_bytes].reshape(1, -1)
         begin = first * encoding.block_size
-        values = torch.from_numpy(dequantize(row, kind)).reshape(-1)
-        out[begin : begin + values.numel()] = values
+        with np.errstate(all="ignore"):
+            values = dequantize(row, kind).reshape(-1)
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{extent.file}: tensor {name!r} holds scales that are not finite: it is damaged"
+            )
+        out[begin : begin + values.size] = torch.from_numpy(values)
     return out.reshape(extent.shape)
 
 
@@ -161,8 +166,8 @@ def _convert(maps: _Maps, info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
         return _merge_kv_b(maps, info, dtype)
     extent = info.extents[0]
     if info.transform == "minus_one":
-        return (_read(maps, extent, torch.float32) - 1.0).to(dtype)
-    tensor = _read(maps, extent, dtype)
+        return (_read(maps, info.name, extent, torch.float32) - 1.0).to(dtype)
+    tensor = _read(maps, info.name, extent, dtype)
     if info.transform == "unpermute":
         tensor = _unpermute(tensor, info.num_heads)
     return tensor.reshape(info.shape)
@@ -175,5 +180,5 @@ def _unpermute(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 def _merge_kv_b(maps: _Maps, info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
-    key_HRN, value_HVR = (_read(maps, extent, dtype) for extent in info.extents)
+    key_HRN, value_HVR = (_read(maps, info.name, extent, dtype) for extent in info.extents)
     return torch.cat((key_HRN.transpose(1, 2), value_HVR), dim=1).reshape(info.shape)
