@@ -259,7 +259,8 @@ def _context(
         need = -(-least // block_size) * block_bytes
         raise CapacityError(
             f"one request of {least} tokens needs {human(need)} of KV, but only "
-            f"{human(num_blocks * block_bytes)} ({capacity} tokens) fit: {room.reckoning()}. Use a smaller max_model_len or a larger KV store."
+            f"{human(num_blocks * block_bytes)} ({capacity} tokens) fit: {room.reckoning()}. "
+            "Use a smaller max_model_len or a larger KV store."
         )
     return capacity, (
         f"context shrunk from {context} to {capacity} tokens, which is what the KV store holds "

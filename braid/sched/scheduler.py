@@ -466,7 +466,8 @@ class Scheduler:
             request = entry.request
             lines.append(
                 f"{request.request_id}: {request.status.value}, "
-                f"{request.num_computed_tokens}/{request.num_tokens} tokens computed, {len(request.block_ids)} blocks, lane {entry.lane}"
+                f"{request.num_computed_tokens}/{request.num_tokens} tokens computed, "
+                f"{len(request.block_ids)} blocks, lane {entry.lane}"
                 + (", waits for a block being filled" if entry.parked_on else "")
             )
         return "\n".join(lines)
