@@ -34,7 +34,7 @@ class TextDelta(NamedTuple):
 
 
 class StopMatcher:
-    """Finds stop strings in text given piece by piece, in time linear in the text (Knuth-Morris-Pratt, one per string)."""
+    """Finds stop strings in text given piece by piece, in linear time (Knuth-Morris-Pratt, one per string)."""
 
     __slots__ = ("_fallbacks", "_states", "_stops")
 

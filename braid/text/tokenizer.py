@@ -1,8 +1,8 @@
 """One tokenizer for every checkpoint. Built on the ``tokenizers`` library; decoding is done here, byte by byte.
 
 Text is decoded as the joined bytes of its tokens, read as UTF-8 with U+FFFD in place of what is not valid. That makes
-one-shot and incremental decoding equal by construction. For vocabularies with byte tokens it differs from the library in
-one case: a run of byte tokens that is partly invalid keeps its valid characters here and is U+FFFD throughout there.
+one-shot and incremental decoding equal by construction. For vocabularies with byte tokens it differs from the library
+in one case: a run of byte tokens that is partly invalid keeps its valid characters here, and loses them there.
 """
 
 from __future__ import annotations
