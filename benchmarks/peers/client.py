@@ -24,105 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "for",
-    "it",
-    "was",
-    "on",
-    "are",
-    "as",
-    "with",
-    "they",
-    "be",
-    "at",
-    "one",
-    "have",
-    "this",
-    "from",
-    "or",
-    "had",
-    "by",
-    "but",
-    "some",
-    "what",
-    "there",
-    "we",
-    "can",
-    "out",
-    "other",
-    "were",
-    "all",
-    "your",
-    "when",
-    "up",
-    "use",
-    "word",
-    "how",
-    "said",
-    "an",
-    "each",
-    "she",
-    "which",
-    "do",
-    "their",
-    "time",
-    "if",
-    "will",
-    "way",
-    "about",
-    "many",
-    "then",
-    "them",
-    "would",
-    "write",
-    "like",
-    "so",
-    "these",
-    "her",
-    "long",
-    "make",
-    "thing",
-    "see",
-    "him",
-    "two",
-    "has",
-    "look",
-    "more",
-    "day",
-    "could",
-    "go",
-    "come",
-    "did",
-    "my",
-    "sound",
-    "no",
-    "most",
-    "number",
-    "who",
-    "over",
-    "know",
-    "water",
-    "than",
-    "call",
-    "first",
-    "people",
-    "may",
-    "down",
-    "side",
-    "been",
-    "now",
-    "find",
-    "any",
-    "new",
-    "work",
-]
+WORDS = """
+the of and to in is that for it was on are as with they be at one have this from or had by but some what there
+we can out other were all your when up use word how said an each she which do their time if will way about
+many then them would write like so these her long make thing see him two has look more day could go come did
+my sound no most number who over know water than call first people may down side been now find any new work
+"""
 
 
 @dataclass(slots=True)
@@ -174,8 +81,8 @@ def measure(args: argparse.Namespace, concurrency: int) -> dict[str, float]:
 
 def prompt(words: int, seed: int) -> str:
     """Words that are one token each in most vocabularies."""
-    numbers = random.Random(seed)
-    return " ".join(numbers.choice(WORDS) for _ in range(words))
+    numbers, common = random.Random(seed), WORDS.split()
+    return " ".join(numbers.choice(common) for _ in range(words))
 
 
 def stream(args: argparse.Namespace, text: str, new_tokens: int) -> Timing:
