@@ -34,7 +34,7 @@ def resolve(
     if alias is not None:
         return local_source(name, locate(name, alias))
     path = Path(name).expanduser()
-    if _exists(path):
+    if name and _exists(path):
         return local_source(name, path)
     hub_id = None if _spells_path(name) else parse_hub_id(name)
     if hub_id is None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +18,7 @@ import pytest
 from gguf.quants import quantize
 from safetensors.numpy import save_file
 
+from braid.checkpoint.hub import Hub
 from braid.checkpoint.open import Checkpoint, open_checkpoint
 from braid.checkpoint.source import local_source
 
@@ -270,3 +275,118 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_float32(key, value)
     else:
         writer.add_string(key, value)
+
+
+# A stand-in for a hub's HTTP API.
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class StandInHub:
+    """Serves ``repos[id][file]`` as a hub does: repository listing, HEAD and GET of files, ranges.
+
+    Faults to order: ``cut`` drops the connection once after so many bytes of a file; ``status`` answers all requests.
+    """
+
+    def __init__(self) -> None:
+        self.repos: dict[str, dict[str, bytes]] = {}
+        self.revisions: dict[str, str] = {"main": COMMIT}
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.cut: dict[str, int] = {}
+        self.status: int | None = None
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                hub.answer(self)
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+
+    def fetched(self) -> list[str]:
+        """The files that were read (not just asked about)."""
+        return [
+            path.split("/", 5)[5]
+            for method, path, _ in self.requests
+            if method == "GET" and "/resolve/" in path
+        ]
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = urllib.parse.unquote(urllib.parse.urlsplit(request.path).path)
+        self.requests.append((request.command, path, request.headers.get("Range")))
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        match = api or file
+        repo = self.repos.get(match[1]) if match else None
+        commit = self.revisions.get((match[2] or "main") if match else "")
+        if self.status:
+            self.send(request, self.status, b"{}")
+        elif match is None or repo is None:
+            self.send(request, 404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+        elif commit is None:
+            self.send(request, 404, b'{"error": "Invalid rev"}', {"X-Error-Code": "RevisionNotFound"})
+        elif api:
+            siblings = [{"rfilename": name, "size": len(data)} for name, data in repo.items()]
+            self.send(
+                request, 200, json.dumps({"id": match[1], "sha": commit, "siblings": siblings}).encode()
+            )
+        elif match[3] not in repo:
+            self.send(request, 404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        else:
+            self.send_file(request, match[3], repo[match[3]], commit)
+
+    def send_file(self, request: BaseHTTPRequestHandler, name: str, data: bytes, commit: str) -> None:
+        headers = {
+            "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "X-Repo-Commit": commit,
+            "Accept-Ranges": "bytes",
+        }
+        begin = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range") or "")
+        start = int(begin[1]) if begin else 0
+        if begin:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        cut = self.cut.pop(name, None) if request.command == "GET" else None
+        self.send(request, 206 if begin else 200, data[start:], headers, cut)
+
+    def send(
+        self,
+        request: BaseHTTPRequestHandler,
+        status: int,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        cut: int | None = None,
+    ) -> None:
+        request.send_response(status)
+        for key, value in (headers or {}).items():
+            request.send_header(key, value)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(body[:cut])
+        if cut is not None:
+            request.close_connection = True
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandInHub]:
+    hub = StandInHub()
+    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def hub(stand_in: StandInHub, tmp_path: Path) -> Hub:
+    return Hub(endpoint=stand_in.endpoint, cache_dir=tmp_path / "hub-cache")
