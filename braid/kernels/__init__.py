@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from braid.kernels import reference
+from braid.kernels.library import LibraryUnavailableError, open_library
+from braid.kernels.native import Native
+from braid.kernels.selfcheck import failures
 
 if TYPE_CHECKING:
     from braid.layers.batch import ForwardBatch
 
 
+def _load() -> tuple[Native | None, str]:
+    """The native kernels if they load and compute rightly, and what serves, in words."""
+    try:
+        native = Native(open_library())
+    except LibraryUnavailableError as error:
+        return None, f"torch ({error})"
+    if failed := failures(native):
+        reason = f"native {native.isa} library refused: wrong results from {', '.join(failed)}"
+        logging.getLogger(__name__).warning("%s; computing with torch", reason)
+        return None, f"torch ({reason})"
+    return native, f"native {native.isa}"
+
+
+_NATIVE, _DESCRIPTION = _load()
+
+
+def describe() -> str:
+    """What computes on the CPU: "native avx2", or "torch (why not native)"."""
+    return _DESCRIPTION
+
+
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` with float32 accumulation, in x's dtype."""
+    if _NATIVE is not None and x_TK.is_cpu:
+        y_TN = _NATIVE.linear(x_TK, weight_NK, bias_N)
+        if y_TN is not None:
+            return y_TN
     return reference.linear(x_TK, weight_NK, bias_N)
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension; the weight is float32."""
+    if _NATIVE is not None and x_TD.is_cpu:
+        y_TD = _NATIVE.rms_norm(x_TD, weight_D, eps)
+        if y_TD is not None:
+            return y_TD
     return reference.rms_norm(x_TD, weight_D, eps)
 
 
 def add_rms_norm(x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``(rms_norm(x + residual), x + residual)``."""
+    if _NATIVE is not None and x_TD.is_cpu:
+        both = _NATIVE.add_rms_norm(x_TD, residual_TD, weight_D, eps)
+        if both is not None:
+            return both
     return reference.add_rms_norm(x_TD, residual_TD, weight_D, eps)
 
 
@@ -31,27 +68,43 @@ def rope(
     q_THE: Tensor, k_TGE: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, *, interleaved: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Rotate the first R dimensions of each head; may work in place. cos and sin are float32 [T, R/2]."""
+    if _NATIVE is not None and q_THE.is_cpu and _NATIVE.rope(q_THE, k_TGE, cos_TR2, sin_TR2, interleaved):
+        return q_THE, k_TGE
     return reference.rope(q_THE, k_TGE, cos_TR2, sin_TR2, interleaved=interleaved)
 
 
 def silu_mul(gate_up_T2F: Tensor) -> Tensor:
     """``silu(gate) * up``; the gate is the first half of each row."""
+    if _NATIVE is not None and gate_up_T2F.is_cpu:
+        y_TF = _NATIVE.gate_mul(gate_up_T2F, gelu=False)
+        if y_TF is not None:
+            return y_TF
     return reference.silu_mul(gate_up_T2F)
 
 
 def gelu_tanh_mul(gate_up_T2F: Tensor) -> Tensor:
     """``gelu_tanh(gate) * up``; the gate is the first half of each row."""
+    if _NATIVE is not None and gate_up_T2F.is_cpu:
+        y_TF = _NATIVE.gate_mul(gate_up_T2F, gelu=True)
+        if y_TF is not None:
+            return y_TF
     return reference.gelu_tanh_mul(gate_up_T2F)
+
+
+def _store(x: Tensor, cache: Tensor, slot_mapping_T: Tensor) -> None:
+    if _NATIVE is None or not x.is_cpu or not _NATIVE.store(x, cache, slot_mapping_T):
+        reference.write_latent(x, cache, slot_mapping_T)
 
 
 def write_kv(k_TGE: Tensor, v_TGE: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping_T: Tensor) -> None:
     """Put each token's K and V into its slot of the caches [num_blocks, block_size, G, E], in the caches' dtype."""
-    reference.write_kv(k_TGE, v_TGE, k_cache, v_cache, slot_mapping_T)
+    _store(k_TGE, k_cache, slot_mapping_T)
+    _store(v_TGE, v_cache, slot_mapping_T)
 
 
 def write_latent(latent_TR: Tensor, cache: Tensor, slot_mapping_T: Tensor) -> None:
     """Put each token's latent into its slot of the cache [num_blocks, block_size, rank + rope]."""
-    reference.write_latent(latent_TR, cache, slot_mapping_T)
+    _store(latent_TR, cache, slot_mapping_T)
 
 
 def paged_attention(
@@ -68,6 +121,10 @@ def paged_attention(
 
     A query at position p sees positions in (p - window, p]; scores become ``softcap * tanh(scores / softcap)``.
     """
+    if _NATIVE is not None and q_THE.is_cpu:
+        out_THE = _NATIVE.paged_attention(q_THE, k_cache, v_cache, batch, scale, window, softcap)
+        if out_THE is not None:
+            return out_THE
     return reference.paged_attention(
         q_THE, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap
     )
@@ -90,9 +147,17 @@ def moe_ffn(
     act: str = "silu",
 ) -> Tensor:
     """Weighted sum of the chosen experts' gated MLPs; ``act`` is "silu" or "gelu_tanh"."""
+    if _NATIVE is not None and x_TD.is_cpu:
+        y_TD = _NATIVE.moe_ffn(x_TD, expert_ids_Tk, expert_weights_Tk, gate_up_X2FD, down_XDF, act)
+        if y_TD is not None:
+            return y_TD
     return reference.moe_ffn(x_TD, expert_ids_Tk, expert_weights_Tk, gate_up_X2FD, down_XDF, act=act)
 
 
 def argmax(logits_NV: Tensor) -> Tensor:
     """Most likely token of each row, int64."""
+    if _NATIVE is not None and logits_NV.is_cpu:
+        ids_N = _NATIVE.argmax(logits_NV)
+        if ids_N is not None:
+            return ids_N
     return reference.argmax(logits_NV)

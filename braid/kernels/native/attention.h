@@ -1,0 +1,334 @@
+// Causal attention of new tokens over the paged KV cache: decode, prefill and chunked prefill in one kernel.
+//
+// Online softmax (Milakov & Gimelshein 2018; FlashAttention, Dao et al. 2022) over tiles of 64 positions inside splits of 512,
+// both cut at absolute positions. Splits start afresh and are merged front to back, whether one thread walks them all or
+// several share them (Flash-Decoding), so a query's result depends on its own position and the KV alone. All query heads of
+// a KV head, and several neighbouring queries, form the rows of one task: each KV byte is read once per task.
+#pragma once
+#include "vec.h"
+
+namespace {
+
+constexpr int64_t TILE = 64;         // positions per softmax step
+constexpr int64_t SPLIT = 512;       // positions per independent partial result
+constexpr int64_t TASK_ROWS = 48;    // query rows per task: scores and partial sums stay in the second-level cache
+constexpr int64_t WIDEN_ROWS = 9;    // from so many rows on a bfloat16 tile is widened once instead of per three rows
+constexpr int QR = 3;                // query rows per register tile
+constexpr double ATTENTION_GRAIN = 32e3;
+
+struct AttentionArgs {
+    void *scratch;
+    int64_t scratch_bytes;
+    const void *q, *k_cache, *v_cache;
+    void *out;
+    const int32_t *query_start, *context_lens, *block_tables;
+    int64_t S, H, G, E, ldq, ld_table, num_blocks, block_size, window, q_is_bf16, kv_is_bf16;
+    double scale, softcap;  // window 0 and softcap 0: none
+};
+
+struct Task {  // queries [first, first + queries) of a sequence with all heads of one KV head, over splits [split, split_end)
+    int32_t seq, head, first, queries, split, split_end, partial;  // partial: first of its slots, -1: finish at once
+};
+
+struct Partial {  // unnormalised result of `rows` rows
+    float *max, *total, *acc;
+    static INLINE int64_t floats(int64_t rows, int64_t E) { return 2 * round_up(rows, 16) + rows * E; }
+    static INLINE Partial at(float *p, int64_t rows) { return {p, p + round_up(rows, 16), p + 2 * round_up(rows, 16)}; }
+    INLINE void clear(int64_t rows, int64_t E) const {
+        for (int64_t r = 0; r < rows; ++r) max[r] = NEG_INF, total[r] = 0.0f;
+        memset(acc, 0, (size_t)(rows * E) * sizeof(float));
+    }
+};
+
+// into += from, as one more split behind those already merged.
+inline __attribute__((noinline)) void merge(const Partial &into, const Partial &from, int64_t rows, int64_t E) {
+    for (int64_t r = 0; r < rows; ++r) {
+        if (from.max[r] == NEG_INF) continue;
+        const float top = from.max[r] > into.max[r] ? from.max[r] : into.max[r];
+        const float old = vexp(splat(into.max[r] - top))[0], fresh = vexp(splat(from.max[r] - top))[0];
+        float *a = into.acc + r * E;
+        for (int64_t e = 0; e < E; e += W) store(a + e, load(from.acc + r * E + e) * fresh + load(a + e) * old);
+        into.total[r] = from.total[r] * fresh + into.total[r] * old;
+        into.max[r] = top;
+    }
+}
+
+template <int M, class KT>
+INLINE void score_tile(const float *q, int64_t E, const KT *const *k, float *scores) {
+    vf acc[M][4] = {};
+    for (int64_t e = 0; e < E; e += W)
+        for (int n = 0; n < 4; ++n) {
+            const vf kv = load(k[n] + e);
+            for (int m = 0; m < M; ++m) acc[m][n] = load(q + m * E + e) * kv + acc[m][n];
+        }
+    for (int m = 0; m < M; ++m) store4(scores + m * TILE, sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3]));
+}
+
+template <int M, int N, class VT>
+INLINE void value_tile(const float *p, const VT *const *v, int64_t from, int64_t to, int64_t e, int64_t E, float *out,
+                       const float *decay) {
+    vf acc[M][N];
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) acc[m][n] = load(out + m * E + e + n * W) * decay[m];
+    for (int64_t j = from; j < to; ++j) {
+        vf weight[M];
+        for (int m = 0; m < M; ++m) weight[m] = splat(p[m * TILE + j]);
+        for (int n = 0; n < N; ++n) {
+            const vf vv = load(v[j] + e + n * W);
+            for (int m = 0; m < M; ++m) acc[m][n] = weight[m] * vv + acc[m][n];
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) store(out + m * E + e + n * W, acc[m][n]);
+}
+template <int M, class VT>
+INLINE void value_rows(const float *p, const VT *const *v, int64_t from, int64_t to, int64_t E, float *out,
+                       const float *decay) {
+    int64_t e = 0;
+    for (; e + 4 * W <= E; e += 4 * W) value_tile<M, 4>(p, v, from, to, e, E, out, decay);
+    for (; e < E; e += W) value_tile<M, 1>(p, v, from, to, e, E, out, decay);
+}
+
+// Scores of positions [from, to) of a tile for all rows, and later the weighted values added to the rows' sums.
+template <class KT>
+void score_rows(const float *q, int64_t rows, int64_t E, const KT *const *k, int64_t from, int64_t to, float *scores) {
+    for (int64_t j = from / 4 * 4; j < to; j += 4) {
+        const KT *four[4];  // a position outside is computed on a neighbour's key and masked afterwards
+        for (int i = 0; i < 4; ++i) four[i] = k[min64(max64(j + i, from), to - 1)];
+        int64_t r = 0;
+        for (; r + QR <= rows; r += QR) score_tile<QR>(q + r * E, E, four, scores + r * TILE + j);
+        if (rows - r == 2) score_tile<2>(q + r * E, E, four, scores + r * TILE + j);
+        if (rows - r == 1) score_tile<1>(q + r * E, E, four, scores + r * TILE + j);
+    }
+}
+template <class VT>
+void add_values(const float *p, int64_t rows, int64_t E, const VT *const *v, int64_t from, int64_t to, float *out,
+                const float *decay) {
+    int64_t r = 0;
+    for (; r + QR <= rows; r += QR) value_rows<QR>(p + r * TILE, v, from, to, E, out + r * E, decay + r);
+    if (rows - r == 2) value_rows<2>(p + r * TILE, v, from, to, E, out + r * E, decay + r);
+    if (rows - r == 1) value_rows<1>(p + r * TILE, v, from, to, E, out + r * E, decay + r);
+}
+
+// Turns one row of scores into weights; updates its maximum and total; returns the factor for what is summed already.
+INLINE float softmax_row(float *s, int64_t low, int64_t high, float softcap, float *max, float *total) {
+    vf v[TILE / W], top = splat(NEG_INF), sums = splat(0.0f);
+    vi lane;
+    for (int i = 0; i < W; ++i) lane[i] = i;
+    for (int i = 0; i < TILE / W; ++i) {
+        const vi at = lane + i * W;
+        v[i] = load(s + i * W);
+        if (softcap != 0.0f) v[i] = softcap * vtanh(v[i] * (1.0f / softcap));
+        v[i] = ((at >= (int32_t)low) & (at < (int32_t)high)) ? v[i] : splat(NEG_INF);
+        top = vmax(v[i], top);
+    }
+    const float highest = max_of(top), now = highest > *max ? highest : *max;
+    if (now == NEG_INF) {
+        memset(s, 0, TILE * sizeof(float));
+        return 1.0f;
+    }
+    for (int i = 0; i < TILE / W; ++i) {
+        v[i] = vexp(v[i] - now);
+        sums = sums + v[i];
+        store(s + i * W, v[i]);
+    }
+    const float decay = vexp(splat(*max - now))[0];
+    *total = *total * decay + sum(sums);
+    *max = now;
+    return decay;
+}
+
+template <class QT, class KT>
+struct Attention {
+    const AttentionArgs &a;
+    const int64_t group;  // query heads per KV head
+
+    struct Space {  // one thread's scratch
+        float *q, *scores, *decay, *keys, *values;
+        const float **rows;  // 2 * TILE pointers
+        Partial whole, part;
+    };
+
+    INLINE int64_t most_queries() const { return max64(1, TASK_ROWS / group); }
+    INLINE int64_t context(int64_t s) const { return a.context_lens[s]; }
+    INLINE int64_t query_len(int64_t s) const { return a.query_start[s + 1] - a.query_start[s]; }
+    INLINE int64_t position(const Task &t, int64_t row) const {
+        return context(t.seq) - query_len(t.seq) + t.first + row / group;
+    }
+    INLINE int64_t first_visible(int64_t position) const { return a.window ? max64(0, position - a.window + 1) : 0; }
+
+    Space space(Arena &arena, int64_t rows) const {
+        Space s;
+        s.q = arena.take<float>(rows * a.E);
+        s.scores = arena.take<float>(rows * TILE);
+        s.decay = arena.take<float>(rows);
+        s.keys = arena.take<float>(TILE * a.E);
+        s.values = arena.take<float>(TILE * a.E);
+        s.rows = arena.take<const float *>(2 * TILE);
+        s.whole = Partial::at(arena.take<float>(Partial::floats(rows, a.E)), rows);
+        s.part = Partial::at(arena.take<float>(Partial::floats(rows, a.E)), rows);
+        return s;
+    }
+
+    void load_queries(const Task &t, float *out) const {
+        for (int64_t i = 0; i < t.queries; ++i)
+            for (int64_t h = 0; h < group; ++h, out += a.E) {
+                const QT *q = (const QT *)a.q + (a.query_start[t.seq] + t.first + i) * a.ldq + (t.head * group + h) * a.E;
+                for (int64_t e = 0; e < a.E; e += W) store(out + e, load(q + e) * (float)a.scale);
+            }
+    }
+
+    void store_rows(const Task &t, const Partial &p) const {
+        int64_t r = 0;
+        for (int64_t i = 0; i < t.queries; ++i)
+            for (int64_t h = 0; h < group; ++h, ++r) {
+                QT *out = (QT *)a.out + ((a.query_start[t.seq] + t.first + i) * a.H + t.head * group + h) * a.E;
+                const float inverse = p.total[r] > 0.0f ? 1.0f / p.total[r] : 0.0f;
+                for (int64_t e = 0; e < a.E; e += W) store(out + e, load(p.acc + r * a.E + e) * inverse);
+            }
+    }
+
+    // Pointers to the keys and values of positions [from, to) of the tile at `start`.
+    void locate(const Task &t, int64_t start, int64_t from, int64_t to, const KT **k, const KT **v) const {
+        const int32_t *table = a.block_tables + t.seq * a.ld_table;
+        for (int64_t j = from; j < to; ++j) {
+            const int64_t p = start + j, slot = table[p / a.block_size] * a.block_size + p % a.block_size;
+            k[j] = (const KT *)a.k_cache + (slot * a.G + t.head) * a.E;
+            v[j] = (const KT *)a.v_cache + (slot * a.G + t.head) * a.E;
+        }
+    }
+
+    static void widen_rows(const KT *const *from, int64_t low, int64_t high, int64_t E, float *to, const float **rows) {
+        for (int64_t j = low; j < high; ++j) {
+            rows[j] = to + j * E;
+            for (int64_t e = 0; e < E; e += W) store(to + j * E + e, load(from[j] + e));
+        }
+    }
+
+    template <class T>
+    void attend(const Task &t, int64_t start, int64_t from, int64_t to, const T *const *k, const T *const *v, Space &s,
+                const Partial &p) const {
+        const int64_t rows = t.queries * group;
+        score_rows(s.q, rows, a.E, k, from, to, s.scores);
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t at = position(t, r), low = max64(0, first_visible(at) - start), high = min64(TILE, at + 1 - start);
+            s.decay[r] = softmax_row(s.scores + r * TILE, low, high, (float)a.softcap, p.max + r, p.total + r);
+        }
+        add_values(s.scores, rows, a.E, v, from, to, p.acc, s.decay);
+    }
+
+    void run_split(const Task &t, int64_t split, Space &s, const Partial &p) const {
+        const int64_t rows = t.queries * group, begin = first_visible(position(t, 0)), end = position(t, rows - 1) + 1;
+        const KT *pointers[2 * TILE], **k = pointers, **v = pointers + TILE;
+        p.clear(rows, a.E);
+        for (int64_t start = split * SPLIT; start < min64(end, (split + 1) * SPLIT); start += TILE) {
+            const int64_t from = max64(0, begin - start), to = min64(TILE, end - start);
+            if (from >= to) continue;
+            locate(t, start, from, to, k, v);
+            if (sizeof(KT) == 4 || rows < WIDEN_ROWS) {
+                attend(t, start, from, to, k, v, s, p);
+            } else {
+                widen_rows(k, from, to, a.E, s.keys, s.rows);
+                widen_rows(v, from, to, a.E, s.values, s.rows + TILE);
+                attend(t, start, from, to, s.rows, s.rows + TILE, s, p);
+            }
+        }
+    }
+
+    void run_task(const Task &t, Space &s, float *partials, int64_t partial_floats) const {
+        const int64_t rows = t.queries * group;
+        load_queries(t, s.q);
+        if (t.partial >= 0) return run_split(t, t.split, s, Partial::at(partials + t.partial * partial_floats, rows));
+        s.whole.clear(rows, a.E);
+        for (int64_t split = t.split; split < t.split_end; ++split) {
+            run_split(t, split, s, s.part);
+            merge(s.whole, s.part, rows, a.E);
+        }
+        store_rows(t, s.whole);
+    }
+
+    // The task list. With `tasks` null only counts. `shared`: one task per split.
+    int64_t plan(bool shared, Task *tasks) const {
+        int64_t count = 0;
+        for (int64_t seq = 0; seq < a.S; ++seq)
+            for (int64_t first = 0; first < query_len(seq); first += most_queries()) {
+                const int64_t queries = min64(most_queries(), query_len(seq) - first);
+                const int64_t low = context(seq) - query_len(seq) + first, high = low + queries;
+                const int64_t begin = first_visible(low) / SPLIT, end = (high + SPLIT - 1) / SPLIT;
+                for (int64_t head = 0; head < a.G; ++head)
+                    for (int64_t split = begin; split < (shared ? end : begin + 1); ++split, ++count)
+                        if (tasks)
+                            tasks[count] = {(int32_t)seq, (int32_t)head, (int32_t)first, (int32_t)queries, (int32_t)split,
+                                            (int32_t)end, shared ? (int32_t)count : -1};
+            }
+        return count;
+    }
+
+    // Merges the partial results of the task's splits; `i` is its first task in the list.
+    void finish(const Task *tasks, int64_t i, Space &s, float *partials, int64_t partial_floats) const {
+        const Task &t = tasks[i];
+        const int64_t rows = t.queries * group;
+        s.whole.clear(rows, a.E);
+        for (int64_t n = 0; n < t.split_end - t.split; ++n)
+            merge(s.whole, Partial::at(partials + (i + n) * partial_floats, rows), rows, a.E);
+        store_rows(t, s.whole);
+    }
+
+    int64_t run() const {
+        const int64_t rows = most_queries() * group;
+        double work = 0;
+        for (int64_t s = 0; s < a.S; ++s) work += (double)query_len(s) * context(s) * a.H * a.E;
+        int team = team_size(work, ATTENTION_GRAIN);
+        int64_t count = plan(false, nullptr);
+        const bool shared = team > 1 && count < 4 * team;
+        if (shared) count = plan(true, nullptr);
+        team = (int)min64(team, max64(count, 1));
+
+        Arena arena(a.scratch, a.scratch_bytes);
+        Task *tasks = arena.take<Task>(count);
+        const int64_t partial_floats = Partial::floats(rows, a.E);
+        float *partials = arena.take<float>(shared ? count * partial_floats : 0);
+        const int64_t shared_bytes = arena.used;
+        space(arena, rows);
+        const int64_t per_member = arena.used - shared_bytes;
+        if (shared_bytes + team * per_member > a.scratch_bytes) return shared_bytes + team * per_member;
+
+        plan(shared, tasks);
+        Counter next, done;
+        run_team(team, [&](int member, int members) {
+            Arena own((char *)a.scratch + shared_bytes + member * per_member, per_member);
+            Space s = space(own, rows);
+            for (int64_t i; (i = next.take()) < count;) run_task(tasks[i], s, partials, partial_floats);
+            if (!shared) return;
+            team_barrier(members);
+            for (int64_t i; (i = done.take()) < count;)
+                if (i == 0 || tasks[i].split <= tasks[i - 1].split) finish(tasks, i, s, partials, partial_floats);
+        });
+        return 0;
+    }
+};
+
+INLINE bool tables_valid(const AttentionArgs &a) {
+    for (int64_t s = 0; s < a.S; ++s) {
+        const int64_t context = a.context_lens[s], blocks = (context + a.block_size - 1) / a.block_size;
+        if (context < a.query_start[s + 1] - a.query_start[s] || blocks > a.ld_table) return false;
+        for (int64_t b = 0; b < blocks; ++b) {
+            const int32_t id = a.block_tables[s * a.ld_table + b];
+            if (id < 0 || id >= a.num_blocks) return false;
+        }
+    }
+    return true;
+}
+
+INLINE int64_t paged_attention(const AttentionArgs &a) {
+    if (!tables_valid(a)) return -1;
+    const int64_t group = a.H / a.G;
+    if (a.q_is_bf16) {
+        if (a.kv_is_bf16) return Attention<bf16, bf16>{a, group}.run();
+        return Attention<bf16, float>{a, group}.run();
+    }
+    if (a.kv_is_bf16) return Attention<float, bf16>{a, group}.run();
+    return Attention<float, float>{a, group}.run();
+}
+
+}  // namespace

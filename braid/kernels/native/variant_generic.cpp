@@ -1,0 +1,3 @@
+#define BRAID_ISA generic
+#define BRAID_WIDTH 4
+#include "variant.h"
