@@ -15,10 +15,10 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from braid.layers.batch import ForwardBatch
 
-WIDEN_MIN_ROWS = 16
+WIDEN_MIN_ROWS = 4
 """From this many rows on, widening a bf16 weight to float32 pays on a CPU without bf16 arithmetic."""
-WIDEN_NUMBERS = 1 << 24
-"""Weight numbers widened at a time: 64 MiB of scratch."""
+WIDEN_NUMBERS = 1 << 19
+"""Weight numbers widened at a time: 2 MiB of scratch, which stays in the cache until it is multiplied."""
 SCORE_NUMBERS = 1 << 24
 """Attention scores held at a time: 64 MiB in float32."""
 
@@ -117,17 +117,26 @@ def write_latent(latent_TR: Tensor, cache: Tensor, slot_mapping_T: Tensor) -> No
 def _attend(
     q_SQGRE: Tensor, k_SLGE: Tensor, v_SLGE: Tensor, seen_SQL: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
-    """Masked softmax attention of padded sequences, all query heads of a KV head in one product."""
+    """Masked softmax attention of padded sequences. All query heads of a KV head are rows of one product."""
     S, Q, G, R, E = q_SQGRE.shape
     q = q_SQGRE.permute(0, 2, 3, 1, 4).reshape(S, G, R * Q, E)
-    scores = q @ k_SLGE.permute(0, 2, 3, 1)
-    scores = scores.float().mul_(scale)
+    k, v = k_SLGE.transpose(1, 2), v_SLGE.transpose(1, 2)
+    seen = seen_SQL.unsqueeze(1).expand(S, R, Q, -1).reshape(S, 1, R * Q, -1)
+    if softcap is None and v.shape[-1] == E:
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+    else:
+        out = _attend_plainly(q, k, v, seen, scale, softcap)
+    return out.view(S, G, R, Q, -1).permute(0, 3, 1, 2, 4)
+
+
+def _attend_plainly(
+    q_SGNE: Tensor, k_SGLE: Tensor, v_SGLE: Tensor, seen: Tensor, scale: float, softcap: float | None
+) -> Tensor:
+    """What torch's fused attention lacks: soft-capping, and values narrower than keys."""
+    scores = (q_SGNE @ k_SGLE.transpose(2, 3)).float().mul_(scale)
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)
-    scores = scores.view(S, G, R, Q, -1).masked_fill_(~seen_SQL[:, None, None], float("-inf"))
-    weights = scores.softmax(-1).view(S, G, R * Q, -1).to(v_SLGE.dtype)
-    out = weights @ v_SLGE.transpose(1, 2)
-    return out.view(S, G, R, Q, -1).permute(0, 3, 1, 2, 4)
+    return scores.masked_fill_(~seen, float("-inf")).softmax(-1).to(v_SGLE.dtype) @ v_SGLE
 
 
 def _gather(cache: Tensor, blocks: Tensor, dtype: torch.dtype) -> Tensor:
@@ -168,6 +177,11 @@ class _Paged:
         k, v = self.keys_values(batch.block_tables_SB[rows, first:last])
         keys = torch.arange(first * batch.block_size, last * batch.block_size, device=k.device)
         seen = _seen(batch.positions_T[rows, None], keys, window)
+        # What lies behind a sequence's end belongs to others. It is masked, but NaN outlives a mask.
+        tail = min(lens) - first * batch.block_size
+        foreign = (keys > batch.positions_T[rows, None])[:, tail:, None, None]
+        k[:, tail:].masked_fill_(foreign, 0.0)
+        v[:, tail:].masked_fill_(foreign, 0.0)
         return _attend(q_SGRE.unsqueeze(1), k, v, seen, scale, softcap).squeeze(1)
 
     def prefill(

@@ -70,13 +70,13 @@ class LatentAttention(nn.Module):
         if self.q_down is not None and self.q_norm is not None:
             x_TD = self.q_norm(self.q_down(x_TD))
         q_THE: Tensor = self.q_up(x_TD).view(len(x_TD), self.sizes.heads, -1)
-        plain, turned = q_THE.split([self.sizes.nope, self.sizes.rope], dim=-1)
+        plain, turned = torch.split(q_THE, [self.sizes.nope, self.sizes.rope], dim=-1)
         return plain, turned
 
     def _projections(self) -> tuple[Tensor, Tensor]:
         """Key and value projections per head: [H, nope, rank] and [H, v, rank], views of the checkpoint's matrix."""
         both = self.kv_up.weight.view(self.sizes.heads, self.sizes.nope + self.sizes.v, -1)
-        key, value = both.split([self.sizes.nope, self.sizes.v], dim=1)
+        key, value = torch.split(both, [self.sizes.nope, self.sizes.v], dim=1)
         return key, value
 
     def forward(self, x_TD: Tensor, cos_sin: tuple[Tensor, Tensor], batch: ForwardBatch, kv: KV) -> Tensor:
