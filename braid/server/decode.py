@@ -50,7 +50,6 @@ class ChoiceDecoder:
         self._params = params
         self._stream = TextStream(tokenizer, params)
         self._keep_tokens = keep_tokens or params.logprobs is not None
-        self._token_by_token = self._keep_tokens or bool(params.stop)
         self._pending: deque[tuple[int, Token]] = deque()
         self._bytes_seen = 0
         self._bytes_sent = 0
@@ -80,23 +79,16 @@ class ChoiceDecoder:
         return ChoiceDelta(self.number, text, tokens, self.finish_reason, stop_reason)
 
     def _decode(self, delta: Delta) -> tuple[str, str | None]:
-        if not self._token_by_token:
-            self.num_tokens += len(delta.token_ids)
-            pushed = self._stream.push(delta.token_ids)
-            return pushed.text, pushed.stopped
-        text = ""
-        for position, token_id in enumerate(delta.token_ids):
-            self.num_tokens += 1
-            self._remember(token_id, delta, position)
-            pushed = self._stream.push((token_id,))
-            text += pushed.text
-            if pushed.stopped is not None:
-                return text, pushed.stopped
-        return text, None
+        """Tokens behind a stop string do not count: an engine may have sent more than were needed."""
+        pushed = self._stream.push(delta.token_ids)
+        self.num_tokens += pushed.num_tokens
+        if self._keep_tokens:
+            for position in range(pushed.num_tokens):
+                self._remember(delta, position)
+        return pushed.text, pushed.stopped
 
-    def _remember(self, token_id: int, delta: Delta, position: int) -> None:
-        if not self._keep_tokens:
-            return
+    def _remember(self, delta: Delta, position: int) -> None:
+        token_id = delta.token_ids[position]
         hidden = self._params.skip_special_tokens and token_id in self._tokenizer.special_token_ids
         self._bytes_seen += 0 if hidden else len(self._tokenizer.token_bytes(token_id))
         logprobs = None if delta.logprobs is None else delta.logprobs[position]

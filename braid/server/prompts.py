@@ -6,11 +6,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import msgspec
-
 from braid.core.errors import EngineDeadError, InvalidParameterError
 from braid.engine.protocol import EngineInfo
-from braid.server.body import echo, nesting_exceeds
+from braid.server.body import echo
 from braid.server.config import ServerContext
 from braid.server.schemas import TemplateFields
 
@@ -19,9 +17,7 @@ Message = dict[str, Any]
 Tokens = tuple[int, ...]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-RESERVED_KWARGS = frozenset(
-    ["messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"]
-)
+RENDER_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 
 async def off_loop(context: ServerContext, size: int, work: Callable[[], Result]) -> Result:
@@ -53,39 +49,23 @@ def render_chat(context: ServerContext, messages: Sequence[Message], fields: Tem
     template = context.chat_template
     if template is None:
         raise InvalidParameterError("this model has no chat template; use /v1/completions", param="messages")
-    conversation = [_message(index, message) for index, message in enumerate(messages)]
     open_ended = bool(fields.continue_final_message)
     if open_ended and fields.add_generation_prompt:
         message = "continue_final_message and add_generation_prompt exclude each other"
         raise InvalidParameterError(message, param="continue_final_message")
-    text = template.render(
-        conversation,
-        tools=_tools(fields.tools),
-        add_generation_prompt=fields.add_generation_prompt is not False and not open_ended,
-        **_template_kwargs(fields),
-    )
-    return _cut_after_final(text, conversation) if open_ended else text
-
-
-def _template_kwargs(fields: TemplateFields) -> dict[str, Any]:
     kwargs = dict(fields.chat_template_kwargs or {})
-    taken = RESERVED_KWARGS.intersection(kwargs)
-    if taken:
-        message = f"chat_template_kwargs must not set {', '.join(sorted(taken))}"
+    if RENDER_ARGUMENTS.intersection(kwargs):
+        message = f"chat_template_kwargs must not set {', '.join(sorted(RENDER_ARGUMENTS))}"
         raise InvalidParameterError(message, param="chat_template_kwargs")
     if fields.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", fields.reasoning_effort)
-    return kwargs
-
-
-def _cut_after_final(text: str, conversation: Sequence[Message]) -> str:
-    """The rendered text up to the end of the last message, so that the model goes on with it."""
-    final = conversation[-1]["content"].strip()
-    start = text.rfind(final)
-    if not final or start < 0:
-        message = "continue_final_message needs a last message whose text the template keeps as it is"
-        raise InvalidParameterError(message, param="continue_final_message")
-    return text[: start + len(final)]
+    return template.render(
+        messages,
+        tools=_tools(fields.tools),
+        add_generation_prompt=fields.add_generation_prompt is not False,
+        continue_final_message=open_ended,
+        **kwargs,
+    )
 
 
 def check_messages(
@@ -98,72 +78,13 @@ def check_messages(
     if len(tools or ()) > limits.max_tools:
         message = f"tools has {len(tools or ())} entries, at most {limits.max_tools} are allowed"
         raise InvalidParameterError(message, param="tools")
-
-
-def _message(index: int, message: Message) -> Message:
-    """One message as templates expect it: text content, arguments of tool calls as objects."""
-    role = message.get("role")
-    if role not in ROLES:
-        text = f"messages.{index}.role must be one of {', '.join(ROLES)}, got {echo(role)}"
-        raise InvalidParameterError(text, param="messages")
-    if message.get("content") is None and role != "assistant":
-        raise InvalidParameterError(f"messages.{index}.content is missing", param="messages")
-    out = {key: value for key, value in message.items() if value is not None}
-    out["role"] = "system" if role == "developer" else role
-    out["content"] = _content(f"messages.{index}.content", message.get("content"))
-    reasoning = message.get("reasoning_content", message.get("reasoning"))
-    if isinstance(reasoning, str):
-        out["reasoning_content"] = reasoning
-    if message.get("tool_calls"):
-        out["tool_calls"] = _tool_calls(f"messages.{index}.tool_calls", message["tool_calls"])
-    return out
-
-
-def _content(place: str, content: object) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidParameterError(f"{place} must be a string or a list of parts", param="messages")
-    return "\n".join(_part(place, part) for part in content)
-
-
-def _part(place: str, part: object) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    text = part.get("text") if isinstance(part, dict) else None
-    if kind != "text" or not isinstance(text, str):
-        message = f"{place} may hold parts of type 'text' only, got {echo(kind)}"
-        raise InvalidParameterError(message, param="messages")
-    return text
-
-
-def _tool_calls(place: str, calls: object) -> list[Message]:
-    wrong = InvalidParameterError(f"{place} must be a list of objects with a function", param="messages")
-    if not isinstance(calls, list):
-        raise wrong
-    out = []
-    for call in calls:
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise wrong
-        arguments = _arguments(function.get("arguments"))
-        out.append({**call, "function": {**function, "arguments": arguments}})
-    return out
-
-
-def _arguments(arguments: object) -> object:
-    """Templates iterate over arguments, clients send them as JSON text; what is no JSON object stays text."""
-    if not isinstance(arguments, str):
-        return arguments
-    encoded = arguments.encode()
-    if nesting_exceeds(encoded, 64):
-        return arguments
-    try:
-        value = msgspec.json.decode(encoded)
-    except (msgspec.DecodeError, RecursionError):
-        return arguments
-    return value if isinstance(value, dict) else arguments
+    for index, entry in enumerate(messages):
+        role = entry.get("role")
+        if role not in ROLES:
+            message = f"messages.{index}.role must be one of {', '.join(ROLES)}, got {echo(role)}"
+            raise InvalidParameterError(message, param="messages")
+        if entry.get("content") is None and role != "assistant":
+            raise InvalidParameterError(f"messages.{index}.content is missing", param="messages")
 
 
 def _tools(tools: Sequence[Message] | None) -> list[Message] | None:

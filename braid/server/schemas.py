@@ -30,6 +30,7 @@ _SAMPLING_FIELDS = (
 )
 MAX_METADATA = 16
 MAX_SAFETY_IDENTIFIER = 128
+MAX_CACHE_SALT = 256
 UNSUPPORTED = (
     "audio",
     "best_of",
@@ -121,8 +122,13 @@ class RequestFields(BaseModel):
             raise InvalidParameterError(message, param="response_format")
         if self.stream_options is not None and not self.stream:
             raise InvalidParameterError("stream_options needs stream to be true", param="stream_options")
-        if self.priority is not None and not -(2**31) <= self.priority < 2**31:
-            raise InvalidParameterError("priority must be a 32-bit integer", param="priority")
+        for name in ("priority", "top_k"):
+            value = getattr(self, name)
+            if value is not None and not -(2**31) <= value < 2**31:
+                raise InvalidParameterError(f"{name} must be a 32-bit integer, got {echo(value)}", param=name)
+        if len(self.cache_salt or "") > MAX_CACHE_SALT:
+            message = f"cache_salt may have at most {MAX_CACHE_SALT} characters"
+            raise InvalidParameterError(message, param="cache_salt")
         if len(self.metadata or ()) > MAX_METADATA:
             raise InvalidParameterError(f"metadata may have at most {MAX_METADATA} pairs", param="metadata")
         if len(self.safety_identifier or "") > MAX_SAFETY_IDENTIFIER:
@@ -161,7 +167,12 @@ class ChatRequest(RequestFields, TemplateFields):
     moderation: dict[str, Any] | None = None
 
     def params(self, max_stop: int) -> SamplingParams:
-        max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        max_tokens = self.max_tokens
+        if self.max_completion_tokens is not None:
+            max_tokens = self.max_completion_tokens
+            if max_tokens < 1:
+                message = f"max_completion_tokens must be an integer >= 1 or null, got {echo(max_tokens)}"
+                raise InvalidParameterError(message, param="max_completion_tokens")
         return self.sampling_params(max_tokens=max_tokens, logprobs=self._logprobs(), max_stop=max_stop)
 
     def _logprobs(self) -> int | None:

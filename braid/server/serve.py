@@ -43,9 +43,11 @@ def bind(
     Raises:
         BraidError: the port is in use or not allowed, the address is not ours, or the server would be open to others.
     """
+    if not host or not 0 <= port <= 65_535:
+        raise BraidError(f"cannot listen on {host!r} port {port}: a host and a port in [0, 65535] are needed")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise BraidError(f"cannot listen on {host!r} port {port}: {error}") from None
     if config.api_key is None and not allow_open and not _is_loopback(str(address[0])):
         raise BraidError(

@@ -1,0 +1,221 @@
+"""A scripted engine, a byte-level tokenizer, and an application around them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from braid.checkpoint.open import open_checkpoint
+from braid.checkpoint.resolve import resolve
+from braid.core.errors import BraidError, EngineDeadError
+from braid.core.request import Delta, FinishReason, TokenLogprobs
+from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+from braid.server.app import create_app
+from braid.server.config import ServerConfig, ServerContext
+from braid.text.template import ChatTemplate
+from braid.text.tokenizer import Tokenizer, load_tokenizer
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if tools %}[{{ tools | length }} tools]{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NAMES = ("tiny", "alias")
+CONTEXT = 1024
+VOCAB = 259
+
+
+@dataclass
+class FakeEngine:
+    """Answers every prompt with ``reply``, byte by byte, ``burst`` tokens at a time.
+
+    ``hold_after`` tokens the stream waits for ``go``. ``error`` is raised before the first delta, or after
+    ``fail_after`` tokens. ``delta_error`` makes the engine report the failure of one request.
+    """
+
+    reply: str = "Hello, wörld! 😀"
+    burst: int = 1
+    hold_after: int | None = None
+    fail_after: int | None = None
+    error: BraidError | Exception | None = None
+    delta_error: str | None = None
+    ready: bool = True
+    cached: int = 3
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    seen: list[GenerateRequest] = field(default_factory=list)
+    active: set[str] = field(default_factory=set)
+    aborted: list[str] = field(default_factory=list)
+    encode: Callable[[str], list[int]] = lambda text: list(text.encode())
+
+    @property
+    def info(self) -> EngineInfo | None:
+        return EngineInfo(
+            model="tiny-llama",
+            architecture="LlamaForCausalLM",
+            dtype="float32",
+            device="cpu",
+            max_model_len=CONTEXT,
+            max_num_seqs=4,
+            max_num_batched_tokens=64,
+            vocab_size=VOCAB,
+            num_blocks=10,
+            block_size=16,
+            kernels="reference",
+            torch_version="2",
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        return self.ready
+
+    async def stats(self) -> EngineStats:
+        if not self.ready:
+            raise EngineDeadError("the engine is down")
+        return EngineStats(num_running=2, num_blocks=10, num_free_blocks=4, prefix_queries=7, prefix_hits=5)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        self.seen.append(request)
+        self.active.add(request.request_id)
+        finished = False
+        try:
+            if self.error is not None and self.fail_after is None:
+                raise self.error
+            async for delta in self._deltas(request):
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            self.active.discard(request.request_id)
+            if not finished:
+                self.aborted.append(request.request_id)
+
+    async def _deltas(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        tokens = self.encode(self.reply)
+        limit = request.params.max_tokens or CONTEXT
+        reason = FinishReason.STOP if len(tokens) <= limit else FinishReason.LENGTH
+        tokens = tokens[:limit]
+        for start in range(0, len(tokens), self.burst):
+            if self.hold_after is not None and start >= self.hold_after:
+                await self.go.wait()
+            if self.fail_after is not None and start >= self.fail_after and self.error is not None:
+                raise self.error
+            piece = tuple(tokens[start : start + self.burst])
+            last = start + self.burst >= len(tokens)
+            if last and self.delta_error is not None:
+                yield Delta(request.request_id, (), None, 0, FinishReason.ERROR, None, self.delta_error)
+                return
+            yield Delta(
+                request.request_id,
+                piece,
+                self._logprobs(request, piece),
+                self.cached,
+                reason if last else None,
+            )
+            await asyncio.sleep(0)
+
+    def _logprobs(self, request: GenerateRequest, piece: tuple[int, ...]) -> tuple[TokenLogprobs, ...] | None:
+        count = request.params.logprobs
+        if count is None:
+            return None
+        return tuple(
+            TokenLogprobs(token, -0.5, 1, tuple((other, -1.0 - other) for other in range(count)))
+            for token in piece
+        )
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("byte-tokenizer")
+    _write_byte_model(folder)
+    return load_tokenizer(open_checkpoint(resolve(str(folder))))
+
+
+def _write_byte_model(folder: Path) -> None:
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    backend.add_special_tokens([AddedToken(name, special=True) for name in names])
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", "bos_token": "<|endoftext|>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    model = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB}
+    (folder / "config.json").write_text(json.dumps(model))
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+
+
+@pytest.fixture
+def engine(tokenizer: Tokenizer) -> FakeEngine:
+    return FakeEngine(encode=lambda text: tokenizer.encode(text, add_special_tokens=False))
+
+
+@pytest.fixture
+def config() -> ServerConfig:
+    return ServerConfig()
+
+
+@pytest.fixture
+def context(engine: FakeEngine, tokenizer: Tokenizer, config: ServerConfig) -> ServerContext:
+    template = ChatTemplate(TEMPLATE, bos_token="<|endoftext|>", eos_token="<|im_end|>")
+    return ServerContext(
+        engine=engine, tokenizer=tokenizer, chat_template=template, served_model_names=NAMES, config=config
+    )
+
+
+@pytest.fixture
+def app(context: ServerContext) -> FastAPI:
+    return create_app(context)
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+class LoopbackServer(uvicorn.Server):
+    """uvicorn inside the test's event loop, without signal handlers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture
+async def url(app: FastAPI) -> AsyncIterator[str]:
+    """The application on a real socket."""
+    options = {"ws": "none", "lifespan": "off", "log_config": None, "timeout_graceful_shutdown": 1}
+    server = LoopbackServer(uvicorn.Config(app, port=0, **options))
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    await task
+
+
+def parse_events(text: str) -> list[dict[str, object] | str]:
+    """The payloads of an event stream; ``[DONE]`` stays a string, comments are left out."""
+    data = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
+    return [item if item == "[DONE]" else json.loads(item) for item in data]
+
+
+@pytest.fixture
+def events() -> Callable[[str], list[dict[str, object] | str]]:
+    return parse_events

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import time
+
+import httpx
+import pytest
+
+from braid.server.body import nesting_exceeds, parse_object
+from braid.server.config import ServerConfig
+from braid.server.errors import HttpError
+
+CHAT = "/v1/chat/completions"
+ROUTES = (CHAT, "/v1/completions", "/tokenize", "/detokenize")
+JSON = {"content-type": "application/json"}
+
+
+def nested(depth: int) -> bytes:
+    return b'{"a":' * depth + b"1" + b"}" * depth
+
+
+@pytest.mark.parametrize(
+    ("body", "deep"),
+    [
+        (nested(64), False),
+        (nested(65), True),
+        (b"[" * 64 + b"]" * 64, False),
+        (b"[" * 65, True),
+        (b'{"a":"' + b"[" * 1000 + b'"}', False),
+        (b'{"a":"\\"' + b"[" * 1000 + b'"}', False),
+        (b"[" + b"[]," * 500 + b"[]]", False),
+        (b'"' + b'\\"' * 200 + b"[" * 100, False),
+        (b"", False),
+    ],
+)
+def test_nesting(body: bytes, deep: bool) -> None:
+    assert nesting_exceeds(body, 64) is deep
+
+
+@pytest.mark.parametrize("unit", [b'"\\"', b'\\"', b"[{", b"[]", b'"', b"\\"])
+def test_nesting_guard_is_linear(unit: bytes) -> None:
+    body = b"[" * 65 + unit * (2_000_000 // len(unit))
+    start = time.process_time()
+    nesting_exceeds(body, 64)
+    assert time.process_time() - start < 5  # quadratic would be minutes
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"prompt": "x"',
+        b'{"prompt": NaN}',
+        b'{"prompt": Infinity}',
+        b'{"prompt": -Infinity}',
+        b'{"prompt": "\xff\xfe"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "\\udc00 x"}',
+        b'{"prompt": "x", "seed": ' + b"1" * 5000 + b"}",
+        b'{"prompt": "x", "temperature": 1e999}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        nested(65),
+        b"[]",
+        b'"text"',
+        b"null",
+        b"{} {}",
+        b"\xef\xbb\xbf{}",
+        b"\x00",
+    ],
+)
+@pytest.mark.parametrize("route", ROUTES)
+async def test_malformed_json_is_400(client: httpx.AsyncClient, route: str, body: bytes) -> None:
+    answer = await client.post(route, content=body, headers=JSON)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert len(error["message"]) < 300
+
+
+def test_the_last_of_duplicate_keys_wins() -> None:
+    assert parse_object(b'{"a": 1, "a": 2}', 64) == {"a": 2}
+
+
+def test_depth_is_counted_before_parsing() -> None:
+    with pytest.raises(HttpError, match="deeper than 64"):
+        parse_object(nested(100_000), 64)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"],
+)
+@pytest.mark.parametrize("route", ROUTES)
+async def test_other_content_types_are_415(
+    client: httpx.AsyncClient, route: str, content_type: str | None
+) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    answer = await client.post(route, content=b"{}", headers=headers)
+    assert answer.status_code == 415
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=UTF-8"])
+async def test_json_content_types(client: httpx.AsyncClient, content_type: str) -> None:
+    body = json.dumps({"prompt": "hi"}).encode()
+    answer = await client.post("/tokenize", content=body, headers={"content-type": content_type})
+    assert answer.status_code == 200
+
+
+class TestSize:
+    @pytest.fixture
+    def config(self) -> ServerConfig:
+        return ServerConfig(max_body_bytes=1000)
+
+    @pytest.mark.parametrize("route", ROUTES)
+    async def test_declared_length(self, client: httpx.AsyncClient, route: str) -> None:
+        answer = await client.post(route, content=b"x" * 1001, headers=JSON)
+        assert answer.status_code == 413
+        assert "1000" in answer.json()["error"]["message"]
+
+    @pytest.mark.parametrize("route", ROUTES)
+    async def test_without_a_length(self, client: httpx.AsyncClient, route: str) -> None:
+        async def chunks():  # type: ignore[no-untyped-def]
+            for _ in range(100):
+                yield b"x" * 100
+
+        answer = await client.post(route, content=chunks(), headers=JSON)
+        assert answer.status_code == 413
+
+    async def test_at_the_limit(self, client: httpx.AsyncClient) -> None:
+        body = json.dumps({"prompt": ""}).encode()
+        body = json.dumps({"prompt": "x" * (1000 - len(body))}).encode()
+        assert len(body) == 1000
+        answer = await client.post("/tokenize", content=body, headers=JSON)
+        assert answer.status_code == 200
+        assert answer.json()["count"] == 1000 - len(b'{"prompt": ""}')

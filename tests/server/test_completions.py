@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+ROUTE = "/v1/completions"
+
+
+async def ask(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await client.post(ROUTE, json=fields)
+
+
+async def test_answer(client: httpx.AsyncClient, engine: Any) -> None:
+    body = (await ask(client, prompt="hi")).json()
+    assert body["object"] == "text_completion"
+    assert body["choices"][0]["text"] == engine.reply
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["usage"]["prompt_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [("hi", 1), (["hi", "ho", "hu"], 3), ([1, 2, 3], 1), ([[1, 2], [3]], 2), (["hi", [1, 2]], 2)],
+)
+async def test_prompt_shapes(client: httpx.AsyncClient, engine: Any, prompt: Any, expected: int) -> None:
+    body = (await ask(client, prompt=prompt, n=2)).json()
+    assert [choice["index"] for choice in body["choices"]] == list(range(2 * expected))
+    assert len({request.request_id for request in engine.seen}) == 2 * expected
+    assert engine.seen[0].prompt_token_ids == engine.seen[1].prompt_token_ids
+    assert (
+        body["usage"]["prompt_tokens"] == sum(len(request.prompt_token_ids) for request in engine.seen) // 2
+    )
+    assert body["usage"]["prompt_tokens_details"]["cached_tokens"] == 3 * expected
+
+
+async def test_token_ids_go_through_untouched(client: httpx.AsyncClient, engine: Any) -> None:
+    await ask(client, prompt=[5, 6, 258])
+    assert engine.seen[0].prompt_token_ids == (5, 6, 258)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", [], [""], [[]], None, 5, True, {"a": 1}, [1.5], [True], [[1], []], ["x", None], [["x"]], [1, "x"]],
+)
+async def test_bad_prompts(client: httpx.AsyncClient, engine: Any, prompt: Any) -> None:
+    answer = await ask(client, prompt=prompt)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "prompt"
+    assert not engine.seen
+
+
+@pytest.mark.parametrize("prompt", [[-1], [259], [2**63], [[1], [10**30]]])
+async def test_ids_outside_the_vocabulary(client: httpx.AsyncClient, prompt: Any) -> None:
+    answer = await ask(client, prompt=prompt)
+    assert answer.status_code == 400
+    assert "vocabulary" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("prompt", ["hé", ["hé", "ho"], [1, 2], [[65, 66], [67]]])
+async def test_echo(
+    client: httpx.AsyncClient, engine: Any, tokenizer: Any, events: Callable[[str], Any], prompt: Any
+) -> None:
+    plain = (await ask(client, prompt=prompt)).json()["choices"]
+    echoed = (await ask(client, prompt=prompt, echo=True)).json()["choices"]
+    streamed = events((await ask(client, prompt=prompt, echo=True, stream=True)).text)
+    for index, choice in enumerate(echoed):
+        prefix = choice["text"].removesuffix(plain[index]["text"])
+        assert tokenizer.encode(prefix, add_special_tokens=False) == list(engine.seen[index].prompt_token_ids)
+        pieces = [event["choices"][0] for event in streamed[:-1]]
+        assert "".join(piece["text"] for piece in pieces if piece["index"] == index) == choice["text"]
+
+
+async def test_logprobs(client: httpx.AsyncClient, engine: Any, events: Callable[[str], Any]) -> None:
+    engine.reply = "abcé"
+    whole = (await ask(client, prompt="hi", logprobs=1)).json()["choices"][0]["logprobs"]
+    assert whole["token_logprobs"] == [-0.5] * 5
+    assert whole["text_offset"][:4] == [0, 1, 2, 3]
+    assert whole["tokens"][:3] == ["a", "b", "c"]
+    assert all(
+        entry[token] == -0.5 for entry, token in zip(whole["top_logprobs"], whole["tokens"], strict=True)
+    )
+    streamed: dict[str, list[Any]] = {key: [] for key in whole}
+    for event in events((await ask(client, prompt="hi", logprobs=1, stream=True)).text)[:-1]:
+        for key, values in event["choices"][0]["logprobs"].items():
+            streamed[key] += values
+    assert streamed == whole
+
+
+async def test_echo_with_logprobs_is_refused(client: httpx.AsyncClient) -> None:
+    answer = await ask(client, prompt="hi", echo=True, logprobs=1)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "echo"
+
+
+@pytest.mark.parametrize("stop", ["wör", ["!", "\n"]])
+@pytest.mark.parametrize("burst", [1, 4, 50])
+async def test_stream_equals_answer(
+    client: httpx.AsyncClient, engine: Any, events: Callable[[str], Any], stop: Any, burst: int
+) -> None:
+    engine.burst = burst
+    whole = (await ask(client, prompt="hi", stop=stop)).json()
+    got = events(
+        (await ask(client, prompt="hi", stop=stop, stream=True, stream_options={"include_usage": True})).text
+    )
+    assert "".join(event["choices"][0]["text"] for event in got[:-2]) == whole["choices"][0]["text"]
+    assert [event["choices"][0]["finish_reason"] for event in got[:-2]][-1] == "stop"
+    assert got[-2]["usage"] == whole["usage"]
+    assert got[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("max_tokens", [1023, 2000, 2**63])
+async def test_context_length(client: httpx.AsyncClient, max_tokens: int) -> None:
+    answer = await ask(client, prompt="hi", max_tokens=max_tokens)
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert error["code"] == "context_length_exceeded"
+    assert "1024" in error["message"]
+    assert str(max_tokens) in error["message"]
+
+
+async def test_the_whole_context_may_be_used(client: httpx.AsyncClient) -> None:
+    assert (await ask(client, prompt="hi", max_tokens=1022)).status_code == 200
+    assert (await ask(client, prompt="x" * 1023)).status_code == 200
+    assert (await ask(client, prompt="x" * 1024)).status_code == 400

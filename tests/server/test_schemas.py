@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from braid.server.schemas import UNSUPPORTED
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+VALID: dict[str, tuple[Any, ...]] = {
+    "temperature": (0, 100, 0.5),
+    "top_p": (1, 0.1),
+    "top_k": (-1, 0, 2**31 - 1, 50),
+    "min_p": (0, 1),
+    "n": (1, 16),
+    "max_tokens": (1, 500),
+    "max_completion_tokens": (1, 500),
+    "min_tokens": (0, 3),
+    "presence_penalty": (-2, -1, 0, 2),
+    "frequency_penalty": (-2, -1, 0, 2),
+    "repetition_penalty": (0.5, 10),
+    "seed": (-1, 0, 2**63, 2**63 - 1),
+    "priority": (-1, 0, 2**31 - 1),
+    "top_logprobs": (0, 20),
+}
+HOSTILE = (-1, 0, 2**63, -(2**63), 10**30, 1e308, -1e308, "1", "x", True, [1], {"a": 1}, 1.5)
+
+
+def body(route: str, **fields: Any) -> dict[str, Any]:
+    base = {"messages": MESSAGES} if route == CHAT else {"prompt": "hi"}
+    extra = {"logprobs": True} if "top_logprobs" in fields and route == CHAT else {}
+    return {**base, **extra, **fields}
+
+
+def numeric_fields(route: str) -> list[str]:
+    chat_only = ("max_completion_tokens", "top_logprobs")
+    return [name for name in VALID if route == CHAT or name not in chat_only]
+
+
+def documented(name: str, value: object) -> bool:
+    """Numbers in range; 1.5 and -1e308 only where a float is meant and allowed."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    whole = isinstance(value, int)
+    ranges: dict[str, tuple[float, float, bool]] = {
+        "temperature": (0, 100, False),
+        "top_p": (1e-9, 1, False),
+        "top_k": (-1, 2**31 - 1, True),
+        "min_p": (0, 1, False),
+        "n": (1, 16, True),
+        "max_tokens": (1, 1022, True),
+        "max_completion_tokens": (1, 900, True),
+        "min_tokens": (0, 900, True),
+        "presence_penalty": (-2, 2, False),
+        "frequency_penalty": (-2, 2, False),
+        "repetition_penalty": (1e-9, 10, False),
+        "seed": (-(2**63), 2**64 - 1, True),
+        "priority": (-(2**31), 2**31 - 1, True),
+        "top_logprobs": (0, 20, True),
+    }
+    low, high, integer = ranges[name]
+    return low <= value <= high and (whole or not integer)
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+async def test_every_number_is_bounded(client: httpx.AsyncClient, route: str, value: Any) -> None:
+    for name in numeric_fields(route):
+        answer = await client.post(route, json=body(route, **{name: value}))
+        expected = 200 if documented(name, value) else 400
+        assert answer.status_code == expected, (name, value, answer.text)
+        if expected == 400:
+            error = answer.json()["error"]
+            assert error["param"] in (name, "messages", "prompt"), (name, error)
+            assert len(error["message"]) < 300
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+async def test_values_in_range_and_null(client: httpx.AsyncClient, route: str) -> None:
+    for name in numeric_fields(route):
+        for value in (*VALID[name], None):
+            answer = await client.post(route, json=body(route, **{name: value}))
+            assert answer.status_code == 200, (name, value, answer.text)
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stop", ["a"] * 5),
+        ("stop", ""),
+        ("stop", [""]),
+        ("stop", [1]),
+        ("stop", {"a": 1}),
+        ("stop_token_ids", [259]),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", ["1"]),
+        ("logit_bias", {"259": 1}),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"1": 101}),
+        ("logit_bias", {"1": "2"}),
+        ("logit_bias", {str(i): 1 for i in range(1025)}),
+        ("logit_bias", [1]),
+        ("stream", "true"),
+        ("stream", 1),
+        ("stream_options", {"include_usage": True}),
+        ("ignore_eos", "no"),
+        ("metadata", {str(i): "x" for i in range(17)}),
+        ("safety_identifier", "x" * 129),
+        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_schema", "json_schema": {}}),
+        ("response_format", {}),
+        ("response_format", "text"),
+        ("cache_salt", 5),
+        ("cache_salt", "x" * 257),
+        ("model", 5),
+        ("min_tokens", 2000),
+        *[(name, "x") for name in UNSUPPORTED],
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_bad_fields_name_themselves(
+    client: httpx.AsyncClient, engine: Any, route: str, name: str, value: Any
+) -> None:
+    answer = await client.post(route, json=body(route, **{name: value}))
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == name
+    assert not engine.seen
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("messages", []),
+        ("messages", "hi"),
+        ("messages", [5]),
+        ("messages", None),
+        ("messages", [{"role": "user", "content": "x"}] * 16_385),
+        ("tools", [{"type": "function", "function": {"name": "f"}}] * 257),
+        ("tools", [{"type": "function"}]),
+        ("tools", ["x"]),
+        ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("top_logprobs", 21),
+        ("top_logprobs", 1),
+        ("logprobs", 1),
+        ("chat_template_kwargs", {"messages": []}),
+        ("chat_template_kwargs", 5),
+        ("reasoning_effort", "huge"),
+        ("modalities", ["audio"]),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_bad_chat_fields(client: httpx.AsyncClient, engine: Any, name: str, value: Any) -> None:
+    answer = await client.post(CHAT, json={"messages": MESSAGES, name: value})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == name
+    assert not engine.seen
+
+
+async def test_missing_messages(client: httpx.AsyncClient) -> None:
+    answer = await client.post(CHAT, json={})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "messages"
+
+
+async def test_long_values_are_not_echoed(client: httpx.AsyncClient) -> None:
+    answer = await client.post(CHAT, json={"messages": MESSAGES, "temperature": "s3cret" * 100})
+    assert len(answer.json()["error"]["message"]) < 200
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+async def test_harmless_fields_are_accepted(client: httpx.AsyncClient, route: str) -> None:
+    fields = {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "service_tier": "auto",
+        "response_format": {"type": "text"},
+    }
+    answer = await client.post(route, json=body(route, **fields, made_up_field={"x": [1]}))
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT, "/tokenize", "/detokenize"])
+async def test_unknown_model(client: httpx.AsyncClient, route: str) -> None:
+    fields = {"messages": MESSAGES} if route in (CHAT, "/tokenize") else {"prompt": "x", "tokens": [1]}
+    answer = await client.post(route, json={**fields, "model": "gpt-9"})
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert error["code"] == "model_not_found"
+    assert "tiny, alias" in error["message"]
+
+
+async def test_the_asked_name_is_answered(client: httpx.AsyncClient) -> None:
+    answer = await client.post(CHAT, json={"messages": MESSAGES, "model": "alias"})
+    assert answer.json()["model"] == "alias"
