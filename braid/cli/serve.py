@@ -64,15 +64,17 @@ def chat_template(tokenizer: Tokenizer, path: Path | None) -> ChatTemplate | Non
     Raises:
         InvalidParameterError: the file cannot be read or is no template.
     """
-    if path is None:
-        return None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer)
+    source = tokenizer.chat_template if path is None else _read(path)
+    if source is None:
+        return None
+    return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+
+
+def _read(path: Path) -> str:
     try:
-        source = path.read_text()
+        return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidParameterError(
-            f"cannot read the chat template {path}: {error}", param="chat_template"
-        ) from error
-    return ChatTemplate.of(tokenizer, source)
+        raise InvalidParameterError(f"cannot read the chat template {path}: {error}", param="chat_template") from error
 
 
 def announce(console: Console, engine: ProcessClient, name: str, host: str, port: int) -> None:
