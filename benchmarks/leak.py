@@ -96,7 +96,15 @@ def main() -> None:
         load.run(done, args.batch)
         stats = core.stats().result()
         row = {"requests": done + args.batch, "RSS MiB": process.memory_info().rss / MIB}
-        rows.append({**row, **load.ended, "free blocks": stats.num_free_blocks, "of": baseline})
+        rows.append(
+            {
+                **row,
+                **load.ended,
+                "preemptions": stats.num_preemptions,
+                "free blocks": stats.num_free_blocks,
+                "of": baseline,
+            }
+        )
     core.close()
     _report(rows, baseline, args)
 
