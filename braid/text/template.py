@@ -1,8 +1,8 @@
 """Chat templates: a checkpoint's Jinja source turns messages into a prompt.
 
 Rendered by minijinja as Hugging Face renders with jinja2 (``trim_blocks``, ``lstrip_blocks``, loop controls, Python's
-string and dict methods, ``tojson``, ``raise_exception``, ``strftime_now``, ``{% generation %}``). A template comes with a
-model file and is not trusted: fuel bounds its steps, a cap its output, and it reaches no Python object or file.
+string and dict methods, ``tojson``, ``raise_exception``, ``strftime_now``, ``{% generation %}``). A template comes
+with a model file and is not trusted: fuel bounds its steps, a cap its output, and it reaches no Python object or file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ FUEL = 5_000_000
 MAX_CHARS = 8_000_000
 _MIN_FUEL = 1_000_000
 _LITERAL_BUDGET = 750_000_000
+_MAX_CALLS = 300_000
+_TOO_MANY_STEPS = "the chat template took too many steps for these messages"
 _NAME = "chat_template"
 _GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 _TAGS = re.compile(r"\{%.*?%\}|\{\{.*?\}\}|\{#.*?#\}", re.DOTALL)
@@ -123,7 +125,7 @@ def _environment(source: str, max_chars: int, now: Callable[[], datetime]) -> mi
         lstrip_blocks=True,
         fuel=_fuel(source),
         debug=False,
-        filters={"tojson": _to_json},
+        filters={"tojson": _json_filter(max_chars)},
         globals={"raise_exception": _raise, "strftime_now": lambda form: now().strftime(form)},
         finalizer=_counter(max_chars),
         auto_escape_callback=lambda name: False,
@@ -152,27 +154,43 @@ def _counter(max_chars: int) -> Callable[..., Any]:
     @minijinja.pass_state
     def count(state: Any, value: Any) -> Any:
         text = repr(value) if isinstance(value, float) else value
-        if isinstance(text, str):
-            printed = state.get_temp("printed", 0) + len(text)
-            state.set_temp("printed", printed)
-            if printed > max_chars:
-                raise _RefusedError(_too_long(max_chars))
+        _charge(state, len(text) if isinstance(text, str) else 0, max_chars)
         return text
 
     return count
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: Sequence[str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Hugging Face's filter: no HTML escapes."""
-    item, key = separators if separators is not None else (None, None)
-    pair = None if item is None or key is None else (item, key)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys)
+def _charge(state: Any, num_chars: int, max_chars: int) -> None:
+    """Count made text, and calls, against their caps: a call into Python costs far more than its fuel."""
+    made = state.get_temp("made", 0) + num_chars
+    calls = state.get_temp("calls", 0) + 1
+    state.set_temp("made", made)
+    state.set_temp("calls", calls)
+    if made > max_chars:
+        raise _RefusedError(_too_long(max_chars))
+    if calls > _MAX_CALLS:
+        raise _RefusedError(_TOO_MANY_STEPS)
+
+
+def _json_filter(max_chars: int) -> Callable[..., str]:
+    @minijinja.pass_state
+    def to_json(
+        state: Any,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: Sequence[str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """Hugging Face's filter: no HTML escapes."""
+        pair = None if separators is None else (separators[0], separators[1])
+        text = json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=pair, sort_keys=sort_keys
+        )
+        _charge(state, len(text), max_chars)
+        return text
+
+    return to_json
 
 
 def _raise(message: str) -> None:
@@ -188,7 +206,7 @@ def _explain(error: Exception) -> str:
         return str(error)
     if isinstance(error, minijinja.TemplateError):
         if error.kind == "OutOfFuel":
-            return "the chat template took too many steps for these messages"
+            return _TOO_MANY_STEPS
         return f"the chat template cannot render these messages: {_describe(error)}"
     return f"the chat template cannot render these messages: {type(error).__name__}: {str(error)[:200]}"
 
