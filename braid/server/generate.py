@@ -43,11 +43,12 @@ class Call:
     def sequences(self) -> list[GenerateRequest]:
         """Choice ``i`` is output ``i % n`` of prompt ``i // n``; every sequence has an id of its own."""
         n = self.params.n
+        outputs = [self.params.child(output) for output in range(n)] if n > 1 else [self.params]
         return [
             GenerateRequest(
                 request_id=f"{self.id}-{prompt * n + output}",
                 prompt_token_ids=self.prompts[prompt],
-                params=replace(self.params.child(output), max_tokens=self.max_tokens[prompt]),
+                params=replace(outputs[output], max_tokens=self.max_tokens[prompt]),
                 priority=self.priority,
                 cache_salt=self.cache_salt,
             )

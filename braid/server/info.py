@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from braid.server.prompts import Tokens, chat_tokens, check_messages, check_toke
 from braid.server.schemas import DetokenizeRequest, TokenizeRequest
 
 _LOADING_RETRY_SECONDS = 2.0
+_STATS_TIMEOUT = 2.0
 
 
 class InfoRoutes:
@@ -52,8 +54,9 @@ class InfoRoutes:
     async def metrics(self, request: Request) -> Response:
         engine = self._context.engine
         try:
-            stats = await engine.stats()
-        except EngineDeadError:
+            async with asyncio.timeout(_STATS_TIMEOUT):
+                stats = await engine.stats()
+        except (EngineDeadError, TimeoutError):
             stats = None
         # Only a supervised engine process is ever restarted.
         restarts = int(getattr(engine, "restarts", 0))

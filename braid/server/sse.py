@@ -77,8 +77,9 @@ class EventStream(Response):
         except Exception as error:
             if not self._started:
                 raise
-            await self._send_error(error)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send_last(_error_event(error))
+        else:
+            await self._send_last(b"")
 
     async def _start(self) -> None:
         async with self._starting:
@@ -110,8 +111,16 @@ class EventStream(Response):
         except TimeoutError:
             self._watch.interrupt(ClientDisconnectedError("the client reads too slowly"))
 
-    async def _send_error(self, error: Exception) -> None:
-        if not isinstance(error, BraidError):
-            logger.exception("a stream failed", exc_info=error)
-        body = event(as_http_error(error).payload())
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+    async def _send_last(self, body: bytes) -> None:
+        """The end is not watched any more, so its own time limit must do."""
+        try:
+            async with asyncio.timeout(self._config.slow_reader_seconds):
+                await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        except TimeoutError:
+            raise ClientDisconnectedError("the client reads too slowly") from None
+
+
+def _error_event(error: Exception) -> bytes:
+    if not isinstance(error, BraidError):
+        logger.error("a stream failed", exc_info=error)
+    return event(as_http_error(error).payload())
