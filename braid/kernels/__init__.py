@@ -46,6 +46,11 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Ten
     return reference.linear(x_TK, weight_NK, bias_N)
 
 
+def head_linear(x_THK: Tensor, weight_HNK: Tensor) -> Tensor:
+    """Each head's own ``x @ weight.T``, [T, H, N]; the weight may be a view of any strides."""
+    return reference.head_linear(x_THK, weight_HNK)
+
+
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension; the weight is float32."""
     if _NATIVE is not None and x_TD.is_cpu:

@@ -50,6 +50,14 @@ def _widened_linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> T
     return y_TN
 
 
+def head_linear(x_THK: Tensor, weight_HNK: Tensor) -> Tensor:
+    """Each head's own ``x @ weight.T``, [T, H, N]; the weight may be a view of any strides."""
+    x_HTK, weight_HKN = x_THK.transpose(0, 1), weight_HNK.transpose(1, 2)
+    if len(x_THK) >= WIDEN_MIN_ROWS and _narrow_on_cpu(x_THK):
+        x_HTK, weight_HKN = x_HTK.float(), weight_HKN.float()
+    return torch.bmm(x_HTK, weight_HKN).transpose(0, 1).to(x_THK.dtype)
+
+
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension (arXiv:1910.07467), computed in float32."""
     return functional.rms_norm(x_TD.float(), weight_D.shape, weight_D, eps).to(x_TD.dtype)

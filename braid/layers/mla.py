@@ -89,10 +89,9 @@ class LatentAttention(nn.Module):
         entry = torch.cat((self.kv_norm(latent_TR), key_T1r.squeeze(1)), dim=-1)
         ops.write_latent(entry, cache, batch.slot_mapping_T)
         key_HnR, value_HvR = self._projections()
-        latent_THR = torch.bmm(plain_THn.transpose(0, 1), key_HnR).transpose(0, 1)
+        latent_THR = ops.head_linear(plain_THn, key_HnR.transpose(1, 2))
         seen_THR = ops.paged_attention_mla(
             latent_THR, turned_THr, cache, batch, scale=self.scale, rank=sizes.kv_rank
         )
-        out_THv = torch.bmm(seen_THR.transpose(0, 1), value_HvR.transpose(1, 2)).transpose(0, 1)
-        projected: Tensor = self.out(out_THv.flatten(1))
+        projected: Tensor = self.out(ops.head_linear(seen_THR, value_HvR).flatten(1))
         return projected

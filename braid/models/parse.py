@@ -18,12 +18,18 @@ ACTS = {
 
 
 def _base(
-    c: Fields, family: str, *, theta: float = 10_000.0, tied: bool = False, act: str = "silu"
+    c: Fields,
+    family: str,
+    *,
+    theta: float = 10_000.0,
+    tied: bool = False,
+    act: str = "silu",
+    head_dim: int | None = None,
 ) -> dict[str, Any]:
-    """What all families spell alike."""
+    """What all families spell alike; the keywords are the family's defaults."""
     hidden, layers, heads = c.size("hidden_size"), c.size("num_hidden_layers"), c.size("num_attention_heads")
     kv_heads = c.size("num_key_value_heads", heads)
-    head_dim = c.size("head_dim", max(1, hidden // heads))
+    head_dim = c.size("head_dim", head_dim or max(1, hidden // heads))
     if heads % kv_heads:
         raise CheckpointError(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
@@ -82,7 +88,7 @@ def _qwen2(c: Fields) -> dict[str, Any]:
 
 
 def _qwen3(c: Fields) -> dict[str, Any]:
-    base, first = _base(c, "qwen3"), c.count("max_window_layers", 28)
+    base, first = _base(c, "qwen3", head_dim=128), c.count("max_window_layers", 28)
     bias = c.flag("attention_bias", False)
     windows = _layer_windows(c, base["num_layers"], lambda layer: layer >= first)
     return {**base, "qkv_bias": bias, "out_bias": bias, "qk_norm": "head", "windows": windows}
@@ -93,10 +99,10 @@ def _gemma3(c: Fields) -> dict[str, Any]:
     fields = Fields(
         {**c.config, "hidden_act": c.config.get("hidden_activation"), "rope_parameters": None}, c.where
     )
-    base = _base(fields, "gemma3", theta=1_000_000.0, tied=True, act="gelu_pytorch_tanh")
+    base = _base(fields, "gemma3", theta=1_000_000.0, tied=True, act="gelu_pytorch_tanh", head_dim=256)
     if c.flag("use_bidirectional_attention", False):
         raise CheckpointError("use_bidirectional_attention is not supported: Braid serves causal models")
-    layers, head_dim, bias = base["num_layers"], c.size("head_dim", 256), c.flag("attention_bias", False)
+    layers, bias = base["num_layers"], c.flag("attention_bias", False)
     pattern = c.size("sliding_window_pattern", 6)
     types = c.names("layer_types", layers)
     local = [
@@ -105,7 +111,6 @@ def _gemma3(c: Fields) -> dict[str, Any]:
     window = c.size("sliding_window", 4096)
     return {
         **base,
-        "head_dim": head_dim,
         "qkv_bias": bias,
         "out_bias": bias,
         "qk_norm": "head",
@@ -114,7 +119,7 @@ def _gemma3(c: Fields) -> dict[str, Any]:
         "logit_softcap": c.optional("final_logit_softcapping"),
         "embedding_scale": base["hidden_size"] ** 0.5,
         "windows": tuple(window if is_local else None for is_local in local),
-        "ropes": _gemma3_ropes(c, head_dim),
+        "ropes": _gemma3_ropes(c, base["head_dim"]),
         "layer_ropes": tuple(int(is_local) for is_local in local),
     }
 

@@ -149,6 +149,15 @@ def test_linear(rows: int, biased: bool, dtype: torch.dtype, monkeypatch: pytest
     assert close(reference.linear(x, weight, bias), want, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 9])
+def test_head_linear(rows: int, dtype: torch.dtype) -> None:
+    x, weight = random(rows, 3, 16, dtype=dtype), random(3, 16, 5, seed=1, dtype=dtype).transpose(1, 2)
+    out = reference.head_linear(x, weight)
+    assert out.dtype == dtype
+    assert close(out, torch.einsum("thk,hnk->thn", x.double(), weight.double()), dtype)
+
+
 def test_widened_linear_is_bfloat16_linear_with_float32_accumulation() -> None:
     x, weight, bias = (random(*shape, dtype=torch.bfloat16) for shape in ((9, 64), (20, 64), (20,)))
     want = (x.float() @ weight.float().T + bias.float()).bfloat16()

@@ -74,6 +74,17 @@ def test_float32_gives_transformers_greedy_tokens_and_logits(
     assert len({tuple(tokens[-16:]) for tokens in sequences}) > 1, "all outputs alike: the case tests nothing"
 
 
+@pytest.mark.parametrize("case", ["llama", "mistral", "gemma3", "qwen3_moe", "deepseek_v3"])
+def test_chunks_and_company_change_no_token(case: str, tiny: Callable[[str], Any], paged: Any) -> None:
+    checkpoint = tiny(case)
+    model, given = checkpoint.build(), prompts(checkpoint.config["vocab_size"])
+    together, _ = paged(model, chunk=1000, apart=0).run(given, 24)
+    apart, _ = paged(model, chunk=5, apart=3).run(given, 24)
+    alone = [paged(model, chunk=1000).run([prompt], 24)[0][0] for prompt in given[-2:]]
+    assert apart == together
+    assert alone == together[-2:]
+
+
 def routers(model: CausalLM) -> list[Router]:
     return [module for module in model.modules() if isinstance(module, Router)]
 
