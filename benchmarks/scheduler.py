@@ -3,8 +3,8 @@
 Run: python benchmarks/scheduler.py [--requests 1000] [--repeats 3]
 
 The target is less than 2 s of one core for 1,000 requests, and less than 100 microseconds for planning and
-taking in a step of 8 decodes. Time is processor time of this process, so that other load on the machine
-counts as little as possible.
+taking in a step of 8 decodes. The simulation's time is processor time; a step is too short for that clock,
+so its time is wall time, and other load on the machine shows in its high percentiles.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def time_simulation(count: int) -> tuple[float, int, int]:
 
 
 def time_decode_steps(num_seqs: int = 8, num_steps: int = 1000) -> list[float]:
-    """Processor seconds of tick, schedule and update, one value per step."""
+    """Wall seconds of tick, schedule and update, one value per step."""
     scheduler = Scheduler(CONFIG)
     params = SamplingParams(temperature=0, max_tokens=num_steps, ignore_eos=True)
     for index in range(num_seqs):

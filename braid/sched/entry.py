@@ -28,6 +28,8 @@ class Entry:
     parked_on: bytes | None = None
     lane: str | None = None
     spec: SampleSpec | None = None
+    spec_is_early: bool = False
+    """Whether ``spec`` was built before ``min_tokens``."""
 
     @property
     def num_remaining(self) -> int:
@@ -37,14 +39,13 @@ class Entry:
         """How to choose the next token; rebuilt only when what is banned changes."""
         request = self.request
         early = request.num_output_tokens < request.params.min_tokens
-        spec = self.spec
-        if spec is None or bool(spec.banned_token_ids) != early:
+        if self.spec is None or self.spec_is_early != early:
             banned = end_token_ids(request) if early else ()
-            spec = SampleSpec(
+            self.spec_is_early = early
+            self.spec = SampleSpec(
                 request.params, request.seed, request.token_ids, request.num_prompt_tokens, banned
             )
-            self.spec = spec if banned or not early else None
-        return spec
+        return self.spec
 
 
 def end_token_ids(request: Request) -> tuple[int, ...]:

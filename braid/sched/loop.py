@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from braid.core.errors import BraidError
 from braid.core.request import Delta, Request
@@ -22,6 +22,26 @@ from braid.sched.scheduler import Scheduler, SchedulerStats
 
 Result = TypeVar("Result")
 Sink = Callable[[list[Delta]], None]
+
+BLOCKS_CHECKED_PER_STEP = 100
+"""The integrity check of an idle engine reads every block; it waits until enough steps have earned it."""
+
+
+class _Command(NamedTuple):
+    """What another thread wants done, and where it waits for the outcome."""
+
+    call: Callable[[Scheduler, float], Any]
+    future: Future[Any]
+
+    def run(self, scheduler: Scheduler, now: float) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            value = self.call(scheduler, now)
+        except Exception as error:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(value)
 
 
 class StallError(BraidError):
@@ -40,10 +60,10 @@ class Loop:
         self._executor = executor
         self._sink = sink
         self._in_flight: set[str] = set()
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox: deque[_Command] = deque()
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
-        self._checked = True
+        self._unchecked_steps = 0
 
     # -- from any thread -----------------------------------------------------------------------------------
 
@@ -58,7 +78,7 @@ class Loop:
             if self._failure is not None:
                 future.set_exception(self._failure)
                 return future
-            self._inbox.append(lambda: self._run(command, future))
+            self._inbox.append(_Command(command, future))
         self._executor.wake()
         return future
 
@@ -119,7 +139,7 @@ class Loop:
                 continue
             plan = self._scheduler.schedule(lane, now)
             if plan is not None:
-                self._checked = False
+                self._unchecked_steps += 1
                 self._in_flight.add(lane)
                 self._executor.submit(plan)
 
@@ -130,28 +150,19 @@ class Loop:
                 raise StallError(
                     f"unfinished requests, but no step can be planned:\n{self._scheduler.dump()}"
                 )
-        elif not self._checked:
+        elif self._unchecked_steps * BLOCKS_CHECKED_PER_STEP >= self._scheduler.config.num_blocks:
             self._scheduler.check_integrity()
-            self._checked = True
+            self._unchecked_steps = 0
 
     def _drain_inbox(self) -> None:
         while self._inbox:
-            self._inbox.popleft()()
-
-    def _run(self, command: Callable[[Scheduler, float], Any], future: Future[Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            value = command(self._scheduler, self._executor.now())
-        except Exception as error:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
+            self._inbox.popleft().run(self._scheduler, self._executor.now())
 
     def _die(self, failure: BaseException) -> None:
         """Nobody will answer any more: tell those who wait, and those who come."""
         with self._lock:
             self._failure = failure
             pending, self._inbox = self._inbox, deque()
-        for run in pending:
-            run()
+        for command in pending:
+            if command.future.set_running_or_notify_cancel():
+                command.future.set_exception(failure)

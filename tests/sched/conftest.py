@@ -103,3 +103,9 @@ def make_crank() -> type[Crank]:
 @pytest.fixture
 def new_request() -> Callable[..., Request]:
     return make_request
+
+
+@pytest.fixture(scope="session")
+def make_crank_fn() -> type[Crank]:
+    """``make_crank`` for property tests, which may not use function-scoped fixtures."""
+    return Crank

@@ -1,4 +1,4 @@
-"""The pool against a model of it: whatever happens in whatever order, no block is lost, shared wrongly or reused early."""
+"""The pool against a model of it: in whatever order, no block is lost, shared wrongly or reused early."""
 
 from __future__ import annotations
 
