@@ -13,12 +13,16 @@ from typing import Any, NamedTuple
 
 from braid.core.errors import InvalidParameterError
 
+MAX_DEPTH = 100
 _LOOPS_OVER_CONTENT = re.compile(r"\bfor\s+\w+\s+in\s+[\w.\[\]'\"]*content\b")
 _TESTS_STRING = re.compile(r"\bis\s+(?:not\s+)?string\b")
 _TESTS_NONE = re.compile(r"content['\"\]]*\s*(?:is\s+(?:not\s+)?|[!=]=\s*)[nN]one\b")
 _ARGUMENTS = r"[\w.\[\]'\"]*arguments['\"\]]*"
 _JOINS_ARGUMENTS = re.compile(
     rf"{_ARGUMENTS}\s*[+~]|[+~]\s*{_ARGUMENTS}\s*(?![\w|.\s])|\{{\{{-?\s*{_ARGUMENTS}\s*-?\}}\}}"
+)
+_TAKES_OBJECTS = re.compile(
+    r"arguments['\"\]]*\s*(?:\|\s*(?:tojson|items)|\.items|is\s+(?:not\s+)?(?:string|mapping))"
 )
 _TEXT_KEYS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -49,7 +53,7 @@ def wishes(source: str) -> TemplateWishes:
         parts=parts,
         text=not parts or _TESTS_STRING.search(source) is not None,
         null_content=_TESTS_NONE.search(source) is not None,
-        argument_text=_JOINS_ARGUMENTS.search(source) is not None,
+        argument_text=bool(_JOINS_ARGUMENTS.search(source)) and not _TAKES_OBJECTS.search(source),
         developer="developer" in source,
     )
 
@@ -62,7 +66,23 @@ def prepare(messages: Sequence[Mapping[str, Any]], wished: TemplateWishes) -> li
     """
     if not messages:
         raise InvalidParameterError("messages must not be empty", param="messages")
+    check_depth(messages, "messages")
     return [_message(message, f"messages[{index}]", wished) for index, message in enumerate(messages)]
+
+
+def check_depth(value: Any, param: str) -> None:
+    """Refuse values nested so deep that walking them would exhaust the stack of the template engine.
+
+    Raises:
+        InvalidParameterError: naming the parameter.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        parts = [part.values() if isinstance(part, Mapping) else part for part in level]
+        level = [item for part in parts for item in part if isinstance(item, (Mapping, list, tuple))]
+        if not level:
+            return
+    raise InvalidParameterError(f"{param} is nested deeper than {MAX_DEPTH} levels", param=param)
 
 
 def _message(message: Mapping[str, Any], where: str, wished: TemplateWishes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import minijinja
 
 from braid.core.errors import CheckpointError, InvalidParameterError
-from braid.text.messages import prepare, wishes
+from braid.text.messages import check_depth, prepare, wishes
 
 FUEL = 5_000_000
 MAX_CHARS = 8_000_000
@@ -93,6 +93,7 @@ class ChatTemplate:
         prepared = prepare(messages, self._wishes)
         if continue_final_message:
             _mark_tail(prepared[-1])
+        check_depth(tools or [], "tools")
         variables = {**self._variables(kwargs), "messages": prepared, "tools": list(tools) if tools else None}
         text = self._render(
             add_generation_prompt=add_generation_prompt and not continue_final_message, **variables
@@ -105,6 +106,7 @@ class ChatTemplate:
             raise InvalidParameterError(
                 f"chat_template_kwargs may not set {', '.join(sorted(taken))}", param="chat_template_kwargs"
             )
+        check_depth(kwargs, "chat_template_kwargs")
         tokens = {name: token for name, token in self._tokens.items() if token is not None}
         return {"documents": None, **tokens, **kwargs}
 

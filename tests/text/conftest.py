@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tokenizers import pre_tokenizers
 
 from braid.checkpoint.open import Checkpoint
 from braid.checkpoint.source import ModelSource
@@ -68,6 +69,20 @@ def smollm(smollm_path: Path) -> Tokenizer:
 def piece_tokenizer() -> Tokenizer:
     """A small SentencePiece vocabulary with byte tokens."""
     return load_tokenizer(gguf_checkpoint(piece_metadata()))
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Tokenizer:
+    """A byte-level vocabulary that has all 256 bytes (SmolLM2's lacks some control characters)."""
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+    prefix = "tokenizer.ggml."
+    metadata = {
+        f"{prefix}model": "gpt2",
+        f"{prefix}pre": "gpt-2",
+        f"{prefix}tokens": tokens,
+        f"{prefix}merges": [],
+    }
+    return load_tokenizer(gguf_checkpoint(metadata))
 
 
 def piece_metadata() -> dict[str, object]:

@@ -104,7 +104,8 @@ HEADERS = """{{- bos_token }}
 {{- "<|eot_id|>" }}
 {%- for message in messages %}
     {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
     {%- elif 'tool_calls' in message %}
         {%- if not message.tool_calls|length == 1 %}
             {{- raise_exception("This model only supports single tool-calls at once!") }}
@@ -224,7 +225,8 @@ INST = """{%- if messages[0]["role"] == "system" %}
 """
 JOINED = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' and m['content'] is none %}"
-    "{% for call in m['tool_calls'] %}{{ '<call>' + call['function']['name'] + '\\n' + call['function']['arguments'] + '\\n' }}"
+    "{% for call in m['tool_calls'] %}"
+    "{{ '<call>' + call['function']['name'] + '\\n' + call['function']['arguments'] + '\\n' }}"
     "{% endfor %}{% elif m['content'] is not none %}{{ m['role'] + ': ' + m['content'] }}{% if loop.last %}{% break %}"
     "{% endif %}\n{% endif %}{% endfor %}\n"
 )
@@ -331,7 +333,7 @@ def test_variables_reach_the_template() -> None:
     assert text is not None
     assert text.endswith("</think>\n\n")
     with pytest.raises(InvalidParameterError, match="may not set bos_token") as caught:
-        ChatTemplate(CHATML).render(ASK, **{"bos_token": "x"})
+        ChatTemplate(CHATML).render(ASK, bos_token="x")
     assert caught.value.param == "chat_template_kwargs"
 
 
@@ -455,7 +457,6 @@ BOMBS = {
     "macro": "{% macro f(x) %}{{ x }}{{ f(x) }}{% endmacro %}{{ f(1) }}",
     "attributes": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
     "include": "{% include '/etc/passwd' %}",
-    "nesting": "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x|tojson }}",
 }
 
 
@@ -471,3 +472,16 @@ def test_output_is_capped() -> None:
         ChatTemplate("{{ messages[0].content }}", max_chars=10).render(ASK)
     with pytest.raises(InvalidParameterError, match="more than 10 characters"):
         ChatTemplate("this is eleven", max_chars=10).render(ASK)
+
+
+def test_deep_values_are_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    for arguments in (
+        {"tools": [{"x": deep}]},
+        {"extra": deep},
+        {"messages": [{"role": "user", "content": "", "x": deep}]},
+    ):
+        with pytest.raises(InvalidParameterError, match="nested deeper than 100"):
+            ChatTemplate(CHATML).render(**{"messages": ASK, **arguments})
