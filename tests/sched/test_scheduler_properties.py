@@ -11,14 +11,19 @@ from braid.core.request import FinishReason
 from braid.core.step import StepPlan
 
 BLOCK_SIZE = 4
+LAST_ARRIVAL = 25
 
 
 class Load(NamedTuple):
-    """One request: it arrives before step ``at``; ``fate`` is how it may end early, after ``patience`` more steps."""
+    """One request, which arrives before step ``at``; twins may have equal prompts.
+
+    ``fate`` is how it may end early, after ``patience`` more steps.
+    """
 
     at: int
     prefix: int
     own: int
+    twin: bool
     max_tokens: int
     priority: int
     salt: str
@@ -28,9 +33,10 @@ class Load(NamedTuple):
 
 loads = st.builds(
     Load,
-    at=st.integers(0, 12),
-    prefix=st.integers(0, 20),
-    own=st.integers(1, 8),
+    at=st.integers(0, LAST_ARRIVAL),
+    prefix=st.sampled_from([0, 4, 11, 20, 20]),
+    own=st.integers(1, 16),
+    twin=st.booleans(),
     max_tokens=st.integers(1, 10),
     priority=st.integers(-1, 1),
     salt=st.sampled_from(["", "", "x"]),
@@ -56,6 +62,7 @@ def check_plan(plan: StepPlan, crank, budget: int) -> None:
     assert not set(ids) & set(plan.preempted)
     written: set[int] = set()
     for work in plan.works:
+        assert work.token_ids
         end = work.start + len(work.token_ids)
         assert len(work.block_ids) * BLOCK_SIZE >= end
         history = crank.requests[work.request_id].token_ids
@@ -82,7 +89,7 @@ def token_of(crank, request_id: str) -> int:
 def arrive(crank, step: int, plan_of: list[Load]) -> None:
     for index, load in enumerate(plan_of):
         if load.at == step:
-            prompt = [*range(load.prefix), *([100 + index] * load.own)]
+            prompt = [*range(load.prefix), *([99 if load.twin else 100 + index] * load.own)]
             request = crank.add(
                 name_of(index),
                 prompt,
@@ -110,7 +117,7 @@ def crank_through(make_crank, config: dict, plan_of: list[Load]):
         plan = crank.plan()
         if plan is None:
             assert not crank.scheduler.has_unfinished, f"stall:\n{crank.scheduler.dump()}"
-            if step > 12:
+            if step > LAST_ARRIVAL:
                 return crank
             continue
         check_plan(plan, crank, config["max_num_batched_tokens"])
