@@ -52,8 +52,8 @@ def doctor(*, as_json: bool) -> None:
     console.print(machine_table(machine, kernels))
     console.print(fits_table(fits, machine))
     console.print(
-        "decode limit: derived, not measured: memory bandwidth / bytes of weights one token reads. "
-        "Real speed is below it.",
+        "decode limit: derived, not measured: memory bandwidth / bytes of weights one token reads. Real speed is "
+        "below it. The bandwidth is measured now: other work on the machine lowers it.",
         style="dim",
     )
 

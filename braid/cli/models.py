@@ -32,7 +32,10 @@ def list_models() -> None:
 
 def models_table(known: Sequence[KnownModel]) -> Table:
     """One row per model."""
-    table = Table("model", "kind", "what")
+    table = Table()
+    table.add_column("model", overflow="fold")
+    table.add_column("kind")
+    table.add_column("what")
     table.add_column("on disk", justify="right")
     for model in known:
         size = format_bytes(model.size_bytes) if model.size_bytes else ""

@@ -74,7 +74,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidParameterError(f"cannot read the chat template {path}: {error}", param="chat_template") from error
+        raise InvalidParameterError(
+            f"cannot read the chat template {path}: {error}", param="chat_template"
+        ) from error
 
 
 def announce(console: Console, engine: ProcessClient, name: str, host: str, port: int) -> None:
