@@ -1,7 +1,7 @@
 """Braid serves large language models to many agents at once on the machine you have.
 
-``LLM``, ``AsyncLLM`` and ``SamplingParams`` are the Python API; they are loaded on first use, so that importing the package alone
-costs nothing and needs no torch.
+``LLM``, ``AsyncLLM`` and ``SamplingParams`` are the Python API; they are loaded on first use, so that importing the
+package alone costs nothing and needs no torch.
 """
 
 from __future__ import annotations

@@ -145,5 +145,5 @@ def _describe(
         num_blocks=plan.num_blocks,
         block_size=config.block_size,
         kernels=braid.kernels.describe(),
-        torch_version=torch.__version__,
+        torch_version=str(torch.__version__),
     )

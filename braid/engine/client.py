@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import msgspec
@@ -115,8 +115,8 @@ class ProcessClient:
         self._supervisor: asyncio.Task[None] | None = None
         self._first_ready: asyncio.Future[None] | None = None
         self.reckoning: list[str] = []
-        self.restarts = 0
-        self.down_reason = "the engine is starting"
+        self._restarts = 0
+        self._down_reason = "the engine is starting"
 
     @property
     def info(self) -> EngineInfo | None:
@@ -125,6 +125,14 @@ class ProcessClient:
     @property
     def is_ready(self) -> bool:
         return self._ready
+
+    @property
+    def down_reason(self) -> str:
+        return self._down_reason
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts
 
     @property
     def engine_pid(self) -> int | None:
@@ -149,15 +157,10 @@ class ProcessClient:
     async def close(self) -> None:
         """Stop the engine; unfinished requests get an error."""
         self._closing = True
-        self._ready = False
-        self.down_reason = "the server is shutting down"
-        engine = self._engine
-        if engine is not None and engine.process is not None and engine.process.returncode is None:
-            await engine.send(Stop())
-            try:
-                await asyncio.wait_for(engine.process.wait(), _STOP_GRACE)
-            except TimeoutError:
-                engine.process.kill()
+        serving, self._ready = self._ready, False
+        self._down_reason = "the server is shutting down"
+        if self._engine is not None and self._engine.process is not None:
+            await self._stop(self._engine, self._engine.process, serving)
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -165,13 +168,24 @@ class ProcessClient:
         self._context.destroy(linger=0)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+    async def _stop(self, engine: _Engine, process: asyncio.subprocess.Process, serving: bool) -> None:
+        """Ask a serving engine to end; one that has not come so far, or does not end, is killed."""
+        if process.returncode is None and serving:
+            await engine.send(Stop())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _STOP_GRACE)
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         """See ``EngineClient.generate``."""
         engine = self._require_engine()
         inbox: asyncio.Queue[Delta | BraidError] = asyncio.Queue()
         engine.streams[request.request_id] = inbox
-        await engine.send(Generate(request))
         try:
+            await engine.send(Generate(request))
             while True:
                 item = await inbox.get()
                 if isinstance(item, BraidError):
@@ -195,12 +209,12 @@ class ProcessClient:
 
     def _require_engine(self) -> _Engine:
         if not self._ready or self._engine is None:
-            raise EngineDeadError(self.down_reason)
+            raise EngineDeadError(self._down_reason)
         return self._engine
 
     async def _supervise(self) -> None:
         backoff = _FIRST_BACKOFF
-        while not self._closing:
+        while True:
             began = time.monotonic()
             engine = _Engine(self._context, self._folder, next(self._numbers))
             self._engine = engine
@@ -210,8 +224,6 @@ class ProcessClient:
                 self._ready = False
                 engine.fail(EngineDeadError("the engine process ended before the request was finished"))
                 engine.close()
-                if engine.process is not None and engine.process.returncode is None:
-                    engine.process.kill()
             if self._closing:
                 return
             if not self._has_been_ready():
@@ -221,8 +233,8 @@ class ProcessClient:
                 return
             if time.monotonic() - began > _STABLE_AFTER:
                 backoff = _FIRST_BACKOFF
-            self.restarts += 1
-            self.down_reason = "the engine process died and is being restarted"
+            self._restarts += 1
+            self._down_reason = "the engine process died and is being restarted"
             logger.error("the engine process ended with status %s; restarting it in %.1f s", code, backoff)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
@@ -254,6 +266,7 @@ class ProcessClient:
         try:
             return await process.wait()
         finally:
+            process.stdin.close()
             await self._drain_reader(reader)
 
     async def _drain_reader(self, reader: asyncio.Task[None]) -> None:
@@ -300,6 +313,6 @@ class ProcessClient:
         self._info = message.info
         self.reckoning = message.reckoning
         self._ready = True
-        self.down_reason = ""
+        self._down_reason = ""
         if self._first_ready is not None and not self._first_ready.done():
             self._first_ready.set_result(None)

@@ -6,8 +6,9 @@ import itertools
 import queue
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from braid.checkpoint.open import Checkpoint, open_checkpoint
 from braid.checkpoint.progress import Progress
@@ -21,6 +22,9 @@ from braid.engine.local import LocalClient
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
 from braid.text.stream import TextStream
 from braid.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from braid.text.template import ChatTemplate
 
 Prompt = str | Sequence[int]
 
@@ -101,16 +105,18 @@ class Assembler:
         if delta.finish_reason is FinishReason.ERROR:
             raise BraidError(delta.error or "the request failed in the engine")
         self._num_cached_tokens = delta.num_cached_tokens
-        self._token_ids.extend(delta.token_ids)
-        if self._logprobs is not None and delta.logprobs is not None:
-            self._logprobs.extend(delta.logprobs)
-        text, stopped = self._stream.push(delta.token_ids)
+        text, stopped, consumed = self._stream.push(delta.token_ids)
+        token_ids = delta.token_ids[:consumed]
+        logprobs = None if delta.logprobs is None else delta.logprobs[:consumed]
+        self._token_ids.extend(token_ids)
+        if self._logprobs is not None and logprobs is not None:
+            self._logprobs.extend(logprobs)
         if stopped is not None:
             self.finish_reason, self._stop_reason = FinishReason.STOP.value, stopped
         elif delta.finish_reason is not None:
             self.finish_reason, self._stop_reason = delta.finish_reason.value, delta.stop_reason
             text += self._stream.finish()
-        return StreamOutput(text, delta.token_ids, delta.logprobs, self.finish_reason, self._stop_reason)
+        return StreamOutput(text, token_ids, logprobs, self.finish_reason, self._stop_reason)
 
     def result(self) -> Completion:
         """The finished output."""
@@ -179,11 +185,17 @@ class _Model:
         return ids
 
     def _render(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> tuple[int, ...]:
-        from braid.text.template import ChatTemplate
-
-        chat_template = ChatTemplate.of(self.tokenizer)
-        text = chat_template.render(list(messages), add_generation_prompt=True, **template)
+        text = self._chat_template.render(messages, **template)
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate:
+        from braid.text.template import ChatTemplate  # minijinja is not needed by those who never chat
+
+        tokenizer = self.tokenizer
+        return ChatTemplate(
+            tokenizer.chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token
+        )
 
     def _request(self, prompt_token_ids: tuple[int, ...], params: SamplingParams) -> GenerateRequest:
         return GenerateRequest(f"llm-{next(self._ids)}", prompt_token_ids, params)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from braid.core.errors import BraidError
 from braid.core.request import Delta
@@ -25,7 +25,15 @@ class LocalClient:
     def is_ready(self) -> bool:
         return self._core.is_alive
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+    @property
+    def down_reason(self) -> str:
+        return "" if self._core.is_alive else "the engine is not running"
+
+    @property
+    def restarts(self) -> int:
+        return 0
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         """See ``EngineClient.generate``."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Delta | BraidError] = asyncio.Queue()

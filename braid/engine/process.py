@@ -39,6 +39,7 @@ from braid.engine.protocol import EngineStats
 logger = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL = 0.1
+_STDIN = 0
 
 
 class Wire:
@@ -141,21 +142,33 @@ def _answer(wire: Wire, ticket: int, future: Future[EngineStats]) -> None:
 
 def _exit_with_parent() -> None:
     """Standard input ends when the parent dies, however it dies; then nobody is left to serve."""
-    while sys.stdin.buffer.read(4096):
+    while os.read(_STDIN, 4096):
         pass
     os._exit(0)
 
 
+def _read_line() -> bytes:
+    """One line of standard input, unbuffered: a buffer's lock would outlive the main thread at exit."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(_STDIN, 1)):
+        line += byte
+    return line
+
+
 def main() -> None:
     """Read ``Start`` (one line of JSON) and serve."""
-    start = msgspec.json.decode(sys.stdin.buffer.readline(), type=Start)
+    start = msgspec.json.decode(_read_line(), type=Start)
     logging.basicConfig(
         level=start.log_level.upper(),
         format="%(asctime)s %(levelname)s engine %(message)s",
         stream=sys.stderr,
     )
     threading.Thread(target=_exit_with_parent, name="parent-watch", daemon=True).start()
-    serve(start)
+    try:
+        serve(start)
+    except Exception:
+        logger.exception("the engine process failed")
+        os._exit(1)  # at once, whatever threads still run: the supervisor starts a new life
 
 
 if __name__ == "__main__":

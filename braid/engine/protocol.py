@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -70,7 +70,17 @@ class EngineClient(Protocol):
         """True while the engine accepts requests."""
         ...
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+    @property
+    def down_reason(self) -> str:
+        """Why ``is_ready`` is False; empty while it is True."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine has died and been started again."""
+        ...
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         """Stream a request's deltas; the last has a finish_reason. Closing the iterator aborts the request.
 
         Raises:

@@ -94,13 +94,13 @@ def _penalise(logits_V: Tensor, spec: SampleSpec) -> None:
     params = spec.params
     history = torch.tensor(spec.token_ids, device=logits_V.device)
     if params.repetition_penalty != 1:
-        seen = history.unique()
+        seen = torch.unique(history)
         values = logits_V[seen]
         scale = params.repetition_penalty
         logits_V[seen] = torch.where(values > 0, values / scale, values * scale)
     if params.presence_penalty == 0 and params.frequency_penalty == 0:
         return
-    output, counts = history[spec.num_prompt_tokens :].unique(return_counts=True)
+    output, counts = torch.unique(history[spec.num_prompt_tokens :], return_counts=True)
     logits_V[output] -= params.frequency_penalty * counts + params.presence_penalty
 
 

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from braid.core.errors import EngineDeadError
-from braid.core.request import Delta
 from braid.core.sampling import SamplingParams
 from braid.engine.protocol import EngineClient, GenerateRequest
 from braid.server.decode import ChoiceDecoder, ChoiceDelta
@@ -103,8 +102,7 @@ class Generation:
         sequence, decoder = self._sequences[index], self._decoders[index]
         timer = SequenceTimer(self._metrics, self.call.arrival)
         reason = "error"
-        # The protocol speaks of an iterator that can be closed: an async generator.
-        deltas = cast(AsyncGenerator[Delta, None], self._engine.generate(sequence))
+        deltas = self._engine.generate(sequence)
         try:
             async with aclosing(deltas):
                 async for delta in deltas:

@@ -40,9 +40,7 @@ class InfoRoutes:
             raise shutting_down()
         engine = self._context.engine
         if not engine.is_ready:
-            # A supervised engine knows why it is down; others have nothing to add.
-            reason = getattr(engine, "down_reason", "") or "the engine is not running"
-            raise unavailable(reason, retry_after=_LOADING_RETRY_SECONDS, code="not_ready")
+            raise unavailable(engine.down_reason, retry_after=_LOADING_RETRY_SECONDS, code="not_ready")
         return json_response({"status": "ready"})
 
     async def version(self, request: Request) -> Response:
@@ -58,9 +56,7 @@ class InfoRoutes:
                 stats = await engine.stats()
         except (EngineDeadError, TimeoutError):
             stats = None
-        # Only a supervised engine process is ever restarted.
-        restarts = int(getattr(engine, "restarts", 0))
-        gauges = Gauges(engine.is_ready, restarts, engine.info, stats)
+        gauges = Gauges(engine.is_ready, engine.restarts, engine.info, stats)
         return Response(self._metrics.render(gauges), headers={"content-type": CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:

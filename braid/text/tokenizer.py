@@ -73,12 +73,12 @@ class Tokenizer:
         self.chat_template = chat_template
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
-        listed = {backend.token_to_id(token) for token in special_tokens} & set(added)
+        listed = {id for id, token in added.items() if token.content in set(special_tokens)}
         self.special_token_ids = frozenset({id for id, token in added.items() if token.special} | listed)
         self.bos_token_id = bos_token_id
         self.bos_token = None if bos_token_id is None else backend.id_to_token(bos_token_id)
         self.eos_token = eos_token
-        ends = {backend.token_to_id(token) for token in END_TOKENS} & set(added)
+        ends = {id for id, token in added.items() if token.content in END_TOKENS}
         self.eos_token_ids = frozenset({*eos_token_ids, *ends})
         self._main_eos = None if eos_token is None else backend.token_to_id(eos_token)
         self._prefix, self._suffix = self._affixes(add_bos, add_eos)

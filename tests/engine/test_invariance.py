@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from braid import LLM, SamplingParams
 
-from .conftest import small_llm
+from .conftest import assert_nothing_left, small_llm
 
 TIGHT = 40 * 4 * 2 * 2 * 64 * 4
 """40 blocks of 4 tokens: two long requests cannot both finish without a preemption."""
@@ -27,8 +27,7 @@ def engines(tiny_llama: Path) -> Iterator[list[LLM]]:
     ]
     yield made
     for engine in made:
-        stats = engine.stats()
-        assert stats.num_free_blocks == stats.num_blocks
+        assert_nothing_left(engine)
         engine.close()
 
 

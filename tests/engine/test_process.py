@@ -47,10 +47,12 @@ async def collect(client: ProcessClient, wanted: GenerateRequest) -> list[Delta]
 
 
 async def settled(client: ProcessClient) -> EngineStats:
-    """Stats once nothing runs any more."""
-    while (stats := await client.stats()).num_running + stats.num_waiting:
+    """Stats once nothing runs and no step is in flight any more."""
+    while True:
+        stats = await client.stats()
+        if stats.num_running + stats.num_waiting == 0 and stats.num_free_blocks == stats.num_blocks:
+            return stats
         await asyncio.sleep(0.01)
-    return stats
 
 
 async def test_requests_run_side_by_side_and_leave_nothing(client: ProcessClient) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,12 +78,20 @@ class FakeEngine:
     def is_ready(self) -> bool:
         return self.ready
 
+    @property
+    def down_reason(self) -> str:
+        return "" if self.ready else "the engine is not running"
+
+    @property
+    def restarts(self) -> int:
+        return 0
+
     async def stats(self) -> EngineStats:
         if not self.ready:
             raise EngineDeadError("the engine is down")
         return EngineStats(num_running=2, num_blocks=10, num_free_blocks=4, prefix_queries=7, prefix_hits=5)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         self.seen.append(request)
         self.active.add(request.request_id)
         finished = False
@@ -98,7 +106,7 @@ class FakeEngine:
             if not finished:
                 self.aborted.append(request.request_id)
 
-    async def _deltas(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+    async def _deltas(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         tokens = self.encode(self.reply)
         limit = request.params.max_tokens or CONTEXT
         reason = FinishReason.STOP if len(tokens) <= limit else FinishReason.LENGTH
