@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU the operating system clears a page when it is first touched, so unused blocks cost no memory.
+
+    ``torch.zeros`` writes every byte at once.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
 
 
 class KVStore:
@@ -28,11 +41,8 @@ class KVStore:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # Zeroed lazily by the kernel's page allocator: untouched blocks cost no resident memory on a CPU.
         self.layers: tuple[tuple[Tensor, ...], ...] = tuple(
-            tuple(
-                torch.zeros((num_blocks, block_size, *shape), dtype=dtype, device=device) for shape in shapes
-            )
+            tuple(_zeros((num_blocks, block_size, *shape), dtype, device) for shape in shapes)
             for shapes in kv_shapes
         )
 

@@ -1,0 +1,45 @@
+"""KV memory: the shapes asked for, pages that cost nothing until used, and cleaning."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from braid.runner.kv_store import KVStore
+
+CPU = torch.device("cpu")
+
+
+def resident_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def test_shapes_and_zeros() -> None:
+    kv = KVStore([((2, 8), (2, 8)), ((24,),)], num_blocks=3, block_size=4, dtype=torch.bfloat16, device=CPU)
+    assert [tuple(t.shape) for layer in kv.layers for t in layer] == [(3, 4, 2, 8), (3, 4, 2, 8), (3, 4, 24)]
+    assert all(t.dtype == torch.bfloat16 and not t.any() for layer in kv.layers for t in layer)
+    assert kv.num_bytes == 3 * 4 * (16 + 16 + 24) * 2
+
+
+def test_blocks_cost_memory_only_when_they_are_written() -> None:
+    before = resident_bytes()
+    kv = KVStore([((4, 64), (4, 64))] * 4, num_blocks=16384, block_size=16, dtype=torch.bfloat16, device=CPU)
+    assert kv.num_bytes == 1 << 30
+    assert resident_bytes() - before < 64 << 20
+
+
+def test_clear_zeroes_the_slots_in_every_layer() -> None:
+    kv = KVStore([((1, 4), (1, 4))] * 2, num_blocks=3, block_size=2, dtype=torch.float32, device=CPU)
+    for layer in kv.layers:
+        for tensor in layer:
+            tensor.fill_(torch.nan)
+    kv.clear(torch.tensor([1, 4]))
+    for layer in kv.layers:
+        for tensor in layer:
+            finite = torch.isfinite(tensor.flatten(0, 1)).all(-1).all(-1).tolist()
+            assert finite == [False, True, False, False, True, False]
