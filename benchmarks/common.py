@@ -55,12 +55,13 @@ def random_prompt(length: int, vocab_size: int, seed: int) -> list[int]:
 
 
 def show(title: str, rows: Sequence[Row]) -> None:
-    """Print rows of equal keys as a table; floats with three significant digits."""
-    columns = list(rows[0])
+    """Print rows of equal keys as a table; floats with three significant digits, nested values not at all."""
+    columns = [name for name, value in rows[0].items() if not isinstance(value, dict)]
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*(_cell(row[column]) for column in columns))
-    Console().print(table)
+    console = Console()
+    console.print(table, width=max(console.width, 120), crop=False)
 
 
 def save(path: Path | None, result: Mapping[str, Any]) -> None:

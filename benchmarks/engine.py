@@ -1,13 +1,14 @@
-"""Braid beside transformers' ``generate``: same machine, same run, same bfloat16 weights, interleaved rounds.
+"""Braid beside transformers' ``generate``: same machine, same run, same weights, interleaved rounds.
 
 Prompts are random token ids, all distinct, so that no prefix cache can help. Greedy, end-of-sequence ignored.
 
-    decode, 1 stream     (N - 1) / (t(N tokens) - t(1 token)) of one prompt
-    prefill              prompt tokens / t(1 token) of one prompt
-    output, 8 streams    8 N / wall time, prefill included (transformers: one static batch)
-    decode, 8 streams    8 (N - 1) / (t(N tokens) - t(1 token)) of 8 prompts
+    prefill     prompt tokens / time to the first token, one stream
+    decode S    tokens per second of S streams, all together, while all of them decode: from the moment the last one has
+                its first token until the first one ends
+    output S    all output tokens / wall time, prefill included
 
-Each number is the median of the rounds. transformers is given its best: a static batch without padding, sdpa attention.
+Each number is the median of the rounds. transformers is given its best: a static batch without padding, sdpa attention,
+and float32 beside bfloat16, as some processors are slow in the latter.
 """
 
 from __future__ import annotations
@@ -23,43 +24,39 @@ from typing import Any, Protocol
 import torch
 from common import describe, machine, random_prompt, save, show
 from profile_step import profile
+from streams import Times, run_streams
 
-from braid import LLM, SamplingParams
+from braid import LLM
 from braid.checkpoint.open import open_checkpoint
 from braid.checkpoint.resolve import resolve
 from braid.checkpoint.weights import iter_weights
 
 STREAMS = 8
-GOALS = {"decode 1": 2.0, "output 8": 1.5, "prefill": 1.0}
-"""Least ratio Braid / transformers that this project set itself; decode at 8 streams has no goal of its own."""
+GOALS = {"decode 1": 2.0, f"output {STREAMS}": 1.5, "prefill": 1.0}
+"""Least ratio to transformers in the same dtype that this project set itself."""
 
 
 class System(Protocol):
-    """Something that generates; ``run`` returns when all prompts have ``new_tokens`` each."""
+    """Something that generates ``new_tokens`` for each prompt."""
 
     name: str
 
-    def run(self, prompts: list[list[int]], new_tokens: int) -> None: ...
+    def run(self, prompts: list[list[int]], new_tokens: int) -> Times: ...
 
 
 class Braid:
     """The engine in this process."""
 
-    name = "braid"
-
     def __init__(self, model: str, dtype: str, threads: int) -> None:
         self.llm = LLM(model, dtype, "cpu", threads=threads)
+        self.name = "braid"
 
-    def run(self, prompts: list[list[int]], new_tokens: int) -> None:
-        params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
-        for output in self.llm.generate(prompts, params):
-            assert len(output.token_ids) == new_tokens
+    def run(self, prompts: list[list[int]], new_tokens: int) -> Times:
+        return run_streams(self.llm, prompts, new_tokens)
 
 
 class Transformers:
     """``generate`` of the same weights, as Braid's loader dequantised them."""
-
-    name = "transformers"
 
     def __init__(self, model: str, dtype: str) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -78,9 +75,18 @@ class Transformers:
         assert all("lm_head" in name for name in missing), missing
         self._model.tie_weights()
         self._model.eval()
+        self.name = f"transformers {dtype}"
 
-    def run(self, prompts: list[list[int]], new_tokens: int) -> None:
+    def run(self, prompts: list[list[int]], new_tokens: int) -> Times:
         ids = torch.tensor(prompts)
+        moments: list[float] = []
+        begin = time.perf_counter()
+
+        def stamp(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            """A stopping criterion, asked after every token, that never stops."""
+            moments.append(time.perf_counter() - begin)
+            return torch.zeros(ids.shape[0], dtype=torch.bool)
+
         out = self._model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -88,8 +94,10 @@ class Transformers:
             min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,
             pad_token_id=0,
+            stopping_criteria=[stamp],
         )
-        assert out.shape[1] == ids.shape[1] + new_tokens
+        assert out.shape[1] == ids.shape[1] + new_tokens == ids.shape[1] + len(moments)
+        return [moments] * len(prompts)
 
 
 def main() -> None:
@@ -100,7 +108,7 @@ def main() -> None:
     print(describe(result["machine"]))
     print(f"{args.model} {args.dtype}, {args.threads} threads, kernels: {braid.llm.info.kernels}")
     if not args.only_profile:
-        systems: list[System] = [braid, Transformers(args.model, args.dtype)]
+        systems: list[System] = [braid, *(Transformers(args.model, dtype) for dtype in args.peer_dtypes)]
         result["engine"] = compare(systems, args, braid.llm.info.vocab_size)
         show(
             f"{args.prompt_tokens} prompt tokens, {args.new_tokens} new, medians of {args.rounds}",
@@ -114,7 +122,7 @@ def main() -> None:
 
 
 def compare(systems: list[System], args: argparse.Namespace, vocab_size: int) -> list[dict[str, Any]]:
-    """One row per figure: each system's median, and their ratio beside the goal."""
+    """One row per figure: each system's median, and the ratios."""
     seeds = count(1)
 
     def prompts(number: int) -> list[list[int]]:
@@ -134,30 +142,32 @@ def compare(systems: list[System], args: argparse.Namespace, vocab_size: int) ->
 def _measure(
     system: System, prompts: Callable[[int], list[list[int]]], streams: int, args: argparse.Namespace
 ) -> Iterator[tuple[str, float]]:
-    first = _seconds(system, prompts(streams), 1)
-    whole = _seconds(system, prompts(streams), args.new_tokens)
-    yield f"decode {streams}", streams * (args.new_tokens - 1) / (whole - first)
+    times = system.run(prompts(streams), args.new_tokens)
     if streams == 1:
-        yield "prefill", args.prompt_tokens / first
+        yield "prefill", args.prompt_tokens / times[0][0]
     else:
-        yield f"output {streams}", streams * args.new_tokens / whole
+        yield f"output {streams}", streams * args.new_tokens / max(stream[-1] for stream in times)
+    yield f"decode {streams}", decode_rate(times)
 
 
-def _seconds(system: System, prompts: list[list[int]], new_tokens: int) -> float:
-    begin = time.perf_counter()
-    system.run(prompts, new_tokens)
-    return time.perf_counter() - begin
+def decode_rate(times: Times) -> float:
+    """Tokens per second of all streams while all of them decode."""
+    begin = max(stream[0] for stream in times)
+    end = min(stream[-1] for stream in times)
+    return sum(begin < moment <= end for stream in times for moment in stream) / (end - begin)
 
 
 def _row(figure: str, values: dict[str, list[float]]) -> dict[str, Any]:
     medians = {name: statistics.median(samples) for name, samples in values.items()}
+    ours, *peers = medians.values()
     goal = GOALS.get(figure)
     return {
         "tok/s": figure,
         **medians,
-        "ratio": medians["braid"] / medians["transformers"],
+        "ratio": ours / peers[0],
         "goal": "" if goal is None else f">= {goal}",
-        "all": " | ".join(" ".join(f"{value:.1f}" for value in samples) for samples in values.values()),
+        "ratio to best": ours / max(peers),
+        "rounds": {name: [round(value, 1) for value in samples] for name, samples in values.items()},
     }
 
 
@@ -165,8 +175,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    dtypes = ("bfloat16", "float32")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--dtype", default="bfloat16", choices=dtypes)
+    parser.add_argument(
+        "--peer-dtypes", nargs="+", default=list(dtypes), choices=dtypes, help="the first has the goal"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=380)
     parser.add_argument("--new-tokens", type=int, default=64)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from typing import Any, NamedTuple
 
 from common import random_prompt
+from streams import Times, run_streams
 
-from braid import LLM, SamplingParams
-from braid.core.errors import BraidError
-from braid.core.request import Delta
-from braid.engine.protocol import GenerateRequest
+from braid import LLM
 from braid.runner.runner import RunnerTimes
 
 SETTLE = 4
@@ -24,57 +21,27 @@ class Reading(NamedTuple):
     times: RunnerTimes
 
 
-class Meter:
-    """Reads the runner's counters when the last stream has settled and when the first stream ends.
-
-    Its callbacks run on the loop thread between two steps, so a reading never falls into a step.
-    """
-
-    def __init__(self, times: RunnerTimes, streams: int) -> None:
-        self._times = times
-        self._tokens = dict.fromkeys(map(str, range(streams)), 0)
-        self._left = streams
-        self.begin: Reading | None = None
-        self.end: Reading | None = None
-        self.error: BraidError | None = None
-        self.finished = threading.Event()
-
-    def on_delta(self, delta: Delta) -> None:
-        self._tokens[delta.request_id] += len(delta.token_ids)
-        if self.begin is None and min(self._tokens.values()) >= SETTLE:
-            self.begin = self._read()
-        if delta.finish_reason is not None:
-            self.end = self.end or self._read()
-            self._left -= 1
-            if self._left == 0:
-                self.finished.set()
-
-    def on_error(self, error: BraidError) -> None:
-        self.error = error
-        self.finished.set()
-
-    def _read(self) -> Reading:
-        return Reading(time.perf_counter(), dataclasses.replace(self._times))
-
-
 def profile(llm: LLM, streams: int, prompt_tokens: int, new_tokens: int) -> list[dict[str, Any]]:
     """Milliseconds and share per part of a step in which ``streams`` requests decode.
 
     ``model`` and ``sampler`` are timed around the calls into torch and the native kernels; ``batch`` builds the
     tensors; ``loop`` is the rest: scheduling, bookkeeping, handing out tokens, and passing plans between threads.
     """
-    core = llm._core  # the counters of the engine in this process
-    meter = Meter(core.runner.times, streams)
-    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
-    for number in range(streams):
-        prompt = tuple(random_prompt(prompt_tokens, llm.info.vocab_size, seed=10_000 + number))
-        core.submit(GenerateRequest(str(number), prompt, params), meter.on_delta, meter.on_error)
-    meter.finished.wait()
-    if meter.error is not None:
-        raise meter.error
-    assert meter.begin is not None
-    assert meter.end is not None
-    return _rows(meter.begin, meter.end)
+    counters = llm._core.runner.times
+    readings: list[Reading] = []
+
+    def on_token(times: Times) -> None:
+        begun = not readings and min(map(len, times)) >= SETTLE
+        ended = len(readings) == 1 and max(map(len, times)) == new_tokens
+        if begun or ended:
+            readings.append(Reading(time.perf_counter(), dataclasses.replace(counters)))
+
+    prompts = [
+        random_prompt(prompt_tokens, llm.info.vocab_size, seed=10_000 + index) for index in range(streams)
+    ]
+    run_streams(llm, prompts, new_tokens, on_token)
+    begin, end = readings
+    return _rows(begin, end)
 
 
 def _rows(begin: Reading, end: Reading) -> list[dict[str, Any]]:
