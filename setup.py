@@ -19,7 +19,7 @@ COMMON = "-std=c++17 -O3 -fno-math-errno -ffp-contract=fast -fno-exceptions -fno
 OPENMP = "-fopenmp" if sys.platform == "linux" else ""
 VARIANTS = {
     "generic": "",
-    "avx2": "-mavx2 -mfma -mtune=haswell",
+    "avx2": "-mavx2 -mfma",
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512",
 }
 

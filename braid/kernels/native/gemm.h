@@ -8,12 +8,13 @@
 
 namespace {
 
-constexpr int NR = 4;                 // rows of W per tile
-constexpr int MR = W == 16 ? 6 : 3;   // rows of x per tile: MR * NR accumulators fill 16 (32) registers
-constexpr int64_t M_BLOCK = 96;       // rows of x kept in the second-level cache
-constexpr int64_t N_BLOCK = 32;       // rows of W per parked block
-constexpr int64_t K_BLOCK = 512;      // K per parked block: x and W tiles stay in the first-level cache
-constexpr int64_t K_WHOLE = 1024;     // up to here K is not cut
+constexpr int NR = 4;                // rows of W per tile
+constexpr int MR = W == 16 ? 6 : 3;  // rows of x per tile: MR * NR accumulators fill 16 (32) registers
+constexpr int64_t FEW_ROWS = 4 * MR; // up to here W is walked tile by tile as it is, above in blocks, widened once each
+constexpr int64_t N_BLOCK = 32;      // rows of W per block: widened they stay in the second-level cache
+constexpr int64_t K_WHOLE = 1024;    // a block of many rows is cut along K beyond this ...
+constexpr int64_t K_BLOCK = 512;     // ... so that the tiles of x and W stay in the first-level cache,
+constexpr int64_t M_BLOCK = 96;      // and accumulators of so many rows (a multiple of MR) are parked meanwhile
 
 // Rows of prepared x: float32, groups of 2W elements in the weights' pair layout, padded with zeros.
 struct Rows {
@@ -54,88 +55,144 @@ struct Prepare<float, XT> {
     }
 };
 
+INLINE vf hold(vf v, const float *) { return keep(v); }
+INLINE vf hold(vf v, const bf16 *) { return v; }  // widening needs the registers
+
 template <int M, class WT>
-INLINE void step(const float *const *x, const WT *const *w, int64_t kx, int64_t kw, vf (*acc)[NR]) {
+INLINE void step(const float *const *x, const WT *const *w, int64_t k, vf (*acc)[NR]) {
     vf xv[M];
-    for (int m = 0; m < M; ++m) xv[m] = load(x[m] + kx);
+    for (int m = 0; m < M; ++m) xv[m] = hold(load(x[m] + k), w[0]);
     for (int n = 0; n < NR; ++n) {
-        vf wv = pair_first(w[n] + kw);
+        vf wv = pair_first(w[n] + k);
         for (int m = 0; m < M; ++m) acc[m][n] = xv[m] * wv + acc[m][n];
     }
-    for (int m = 0; m < M; ++m) xv[m] = load(x[m] + kx + W);
+    for (int m = 0; m < M; ++m) xv[m] = hold(load(x[m] + k + W), w[0]);
     for (int n = 0; n < NR; ++n) {
-        vf wv = pair_second(w[n] + kw);
+        vf wv = pair_second(w[n] + k);
         for (int m = 0; m < M; ++m) acc[m][n] = xv[m] * wv + acc[m][n];
     }
 }
 
-// acc += x[., k0:k1] w[., k0:k1]^T; k0 is a multiple of 2W and k1 too unless it is K.
+// The inner loops stand alone in functions of their own: inlined into their surroundings, compilers spill accumulators.
+
+// out[m] = x[m] . w[0..3] over K, a multiple of 2W.
 template <int M, class WT>
-INLINE void accumulate(const float *const *x, const WT *const *w, int64_t k0, int64_t k1, vf (*acc)[NR]) {
-    int64_t k = k0;
-    for (; k + 2 * W <= k1; k += 2 * W) step<M>(x, w, k, k, acc);
-    if (k < k1) {
-        WT tail[NR][2 * W];
-        const WT *rows[NR];
-        memset(tail, 0, sizeof tail);
-        for (int n = 0; n < NR; ++n) {
-            memcpy(tail[n], w[n] + k, (size_t)(k1 - k) * sizeof(WT));
-            rows[n] = tail[n];
-        }
-        step<M>(x, rows, k, 0, acc);
-    }
+__attribute__((noinline)) void dot_whole(const float *const *x, const WT *const *w, int64_t K, v4f *out) {
+    vf acc[M][NR] = {};
+    for (int64_t k = 0; k < K; k += 2 * W) step<M>(x, w, k, acc);
+    for (int m = 0; m < M; ++m) out[m] = sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3]);
 }
 
-// One tile over [k0, k1): starts from parked accumulators unless k0 is 0, ends in the sink if `last`, else parks them.
-template <int M, class WT, class Sink>
-void tile(const Rows &x, int64_t m0, const WT *const *w, int64_t k0, int64_t k1, bool last, vf *parked, int64_t n,
-          int count, Sink &sink) {
-    const float *xr[M];
+// parked += x w^T over K, a multiple of 2W.
+template <int M, class WT>
+__attribute__((noinline)) void dot_part(const float *const *x, const WT *const *w, int64_t K, vf *parked) {
     vf acc[M][NR];
-    for (int m = 0; m < M; ++m) xr[m] = x.at(m0 + m);
-    for (int m = 0; m < M; ++m)
-        for (int i = 0; i < NR; ++i) acc[m][i] = k0 ? parked[m * NR + i] : splat(0.0f);
-    accumulate<M>(xr, w, k0, k1, acc);
-    if (!last) {
-        for (int m = 0; m < M; ++m)
-            for (int i = 0; i < NR; ++i) parked[m * NR + i] = acc[m][i];
-        return;
-    }
-    for (int m = 0; m < M; ++m) sink(m0 + m, n, count, sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3]));
+    memcpy(acc, parked, sizeof acc);
+    for (int64_t k = 0; k < K; k += 2 * W) step<M>(x, w, k, acc);
+    memcpy(parked, acc, sizeof acc);
 }
 
-template <int M, class WT, class Sink>
+// Loops over `length` elements of rows of x and w; `parked` carries accumulators over the cuts of K.
+template <int M, class WT>
+INLINE void tile(const float *const *x, const WT *const *w, int64_t length, bool first, bool last, vf *parked, v4f *sums) {
+    const int64_t even = length / (2 * W) * (2 * W);
+    if (first && last && even == length) return dot_whole<M>(x, w, length, sums);
+    if (first) memset(parked, 0, M * NR * sizeof(vf));
+    dot_part<M>(x, w, even, parked);
+    if (even < length) {  // the last, incomplete group: x is padded, W is not
+        WT rest[NR][2 * W];
+        const WT *rest_rows[NR];
+        const float *x_rows[M];
+        memset(rest, 0, sizeof rest);
+        for (int n = 0; n < NR; ++n) rest_rows[n] = (WT *)memcpy(rest[n], w[n] + even, (size_t)(length - even) * sizeof(WT));
+        for (int m = 0; m < M; ++m) x_rows[m] = x[m] + even;
+        dot_part<M>(x_rows, rest_rows, 2 * W, parked);
+    }
+    for (int m = 0; last && m < M; ++m, parked += NR) sums[m] = sum4(parked[0], parked[1], parked[2], parked[3]);
+}
+
+template <int M, class WT>
 struct Tiles {  // picks the instance for the number of rows left
-    static INLINE void go(int rows, const Rows &x, int64_t m0, const WT *const *w, int64_t k0, int64_t k1, bool last,
-                          vf *parked, int64_t n, int count, Sink &sink) {
-        if (rows >= M) tile<M>(x, m0, w, k0, k1, last, parked, n, count, sink);
-        else Tiles<M - 1, WT, Sink>::go(rows, x, m0, w, k0, k1, last, parked, n, count, sink);
+    static INLINE void go(int rows, const float *const *x, const WT *const *w, int64_t length, bool first, bool last,
+                          vf *parked, v4f *sums) {
+        if (rows >= M) tile<M>(x, w, length, first, last, parked, sums);
+        else Tiles<M - 1, WT>::go(rows, x, w, length, first, last, parked, sums);
     }
 };
-template <class WT, class Sink>
-struct Tiles<0, WT, Sink> {
-    static INLINE void go(int, const Rows &, int64_t, const WT *const *, int64_t, int64_t, bool, vf *, int64_t, int, Sink &) {}
+template <class WT>
+struct Tiles<0, WT> {
+    static INLINE void go(int, const float *const *, const WT *const *, int64_t, bool, bool, vf *, v4f *) {}
 };
 
-INLINE bool cuts_k(int64_t M, int64_t K) { return M > 4 * MR && K > K_WHOLE; }
-INLINE int64_t parked_count(int64_t M, int64_t K) { return cuts_k(M, K) ? round_up(min64(M, M_BLOCK), MR) * N_BLOCK : 0; }
+// How the product is cut; depends on its shape alone.
+struct Cut {
+    bool many, k_cut;
+    int64_t n_block, k_block, m_block;
+    Cut(int64_t M, int64_t K)
+        : many(M > FEW_ROWS), k_cut(many && K > K_WHOLE), n_block(many ? N_BLOCK : NR), k_block(k_cut ? K_BLOCK : max64(K, 1)),
+          m_block(k_cut ? M_BLOCK : M) {}
+};
 
-// Columns [n0, n1) for all M rows. `parked` holds parked_count(M, K) vectors of this thread.
+// One thread's scratch.
+struct Space {
+    vf *parked;
+    float *wide;
+    Space(Arena &arena, int64_t M, int64_t K, bool w_is_bf16) {
+        const Cut cut(M, K);
+        parked = arena.take<vf>(cut.k_cut ? M_BLOCK * N_BLOCK : MR * NR);
+        wide = arena.take<float>(cut.many && w_is_bf16 ? N_BLOCK * padded(cut.k_block) : 0);
+    }
+};
+
+// Rows of W as float32 in the order in which a tile would widen them; float32 weights are used where they are.
+struct Block {
+    const float *rows;
+    int64_t ld, length;
+};
+INLINE Block widen_block(const float *w, int64_t ld, int64_t, int64_t length, float *) { return {w, ld, length}; }
+inline Block widen_block(const bf16 *w, int64_t ld, int64_t rows, int64_t length, float *wide) {
+    const int64_t to = padded(length);
+    for (int64_t n = 0; n < rows; ++n) Prepare<bf16, bf16>::row(w + n * ld, wide + n * to, length, to);
+    return {wide, to, to};
+}
+
+struct Range {  // columns [n0, n1) of the result, rows [m0, m1), and K from k0 on
+    int64_t n0, n1, m0, m1, k0;
+    bool last, park;  // K ends here; accumulators wait for the next part of K
+};
+
 template <class WT, class Sink>
-void gemm_columns(const Rows &x, int64_t M, const WT *w, int64_t ldw, int64_t K, int64_t n0, int64_t n1, vf *parked,
-                  Sink sink) {
-    const int64_t k_block = cuts_k(M, K) ? K_BLOCK : max64(K, 1), n_block = cuts_k(M, K) ? N_BLOCK : n1 - n0;
-    for (int64_t nb = n0; nb < n1; nb += n_block)
-        for (int64_t mb = 0; mb < M; mb += M_BLOCK)
-            for (int64_t k0 = 0; k0 < max64(K, 1); k0 += k_block) {
-                const int64_t k1 = min64(K, k0 + k_block), m_end = min64(M, mb + M_BLOCK);
-                vf *park = parked;
-                for (int64_t n = nb; n < min64(n1, nb + n_block); n += NR) {
-                    const int count = (int)min64(NR, n1 - n);
-                    const WT *wr[NR];  // past the end: the last row again, its results are dropped
-                    for (int i = 0; i < NR; ++i) wr[i] = w + (n + (i < count ? i : count - 1)) * ldw;
-                    for (int64_t m = mb; m < m_end; m += MR, park += k_block < K ? MR * NR : 0)
-                        Tiles<MR, WT, Sink>::go((int)min64(MR, m_end - m), x, m, wr, k0, k1, k1 == K, park, n, count, sink);
+INLINE void gemm_range(const Rows &x, const WT *w, int64_t ldw, int64_t length, const Range &r, vf *parked, Sink &sink) {
+    for (int64_t m = r.m0; m < r.m1; m += MR) {
+        const int rows = (int)min64(MR, r.m1 - m);
+        const float *xr[MR];
+        v4f sums[MR];
+        for (int i = 0; i < rows; ++i) xr[i] = x.at(m + i) + r.k0;
+        for (int64_t n = r.n0; n < r.n1; n += NR, parked += r.park ? MR * NR : 0) {
+            const int count = (int)min64(NR, r.n1 - n);
+            const WT *wr[NR];  // past the end: the last row again, its results are dropped
+            for (int i = 0; i < NR; ++i) wr[i] = w + (n - r.n0 + (i < count ? i : count - 1)) * ldw;
+            Tiles<MR, WT>::go(rows, xr, wr, length, r.k0 == 0, r.last, parked, sums);
+            for (int i = 0; r.last && i < rows; ++i) sink(m + i, n, count, sums[i]);
+        }
+    }
+}
+
+// Columns [n0, n1) for all M rows; w is [., K].
+template <class WT, class Sink>
+void gemm_columns(const Rows &x, int64_t M, const WT *w, int64_t K, int64_t n0, int64_t n1, const Space &space, Sink sink) {
+    const Cut cut(M, K);
+    for (int64_t n = n0; n < n1; n += cut.n_block)
+        for (int64_t m = 0; m < M; m += cut.m_block)
+            for (int64_t k = 0; k < max64(K, 1); k += cut.k_block) {
+                const int64_t length = min64(K - k, cut.k_block);
+                const Range range{n, min64(n1, n + cut.n_block), m, min64(M, m + cut.m_block), k, k + length == K, cut.k_cut};
+                const WT *rows = w + n * K + k;
+                if (cut.many) {
+                    const Block block = widen_block(rows, K, range.n1 - n, length, space.wide);
+                    gemm_range(x, block.rows, block.ld, block.length, range, space.parked, sink);
+                } else {
+                    gemm_range(x, rows, K, length, range, space.parked, sink);
                 }
             }
 }
@@ -164,24 +221,28 @@ constexpr double LINEAR_GRAIN = 60e3;  // multiply-adds worth a thread of their 
 
 template <class XT, class WT>
 int64_t linear_typed(const LinearArgs &a) {
-    const int64_t Kp = padded(a.K), parked = parked_count(a.M, a.K);
-    const int team = (int)min64(team_size((double)a.M * a.N * a.K, LINEAR_GRAIN), (a.N + NR - 1) / NR);
+    const int64_t Kp = padded(a.K), units = (a.N + NR - 1) / NR;
+    const int team = (int)min64(team_size((double)a.M * a.N * a.K, LINEAR_GRAIN), units);
     Arena arena(a.scratch, a.scratch_bytes);
     float *prepared = arena.take<float>(a.M * Kp);
-    vf *park = arena.take<vf>(parked * team);
     float *bias = a.bias ? arena.take<float>(a.N) : nullptr;
+    Arena own = arena;
+    for (int i = 0; i < team; ++i) Space(arena, a.M, a.K, a.w_is_bf16 != 0);
     if (!arena.fits()) return arena.used;
+    const int64_t per_member = team ? (arena.used - own.used) / team : 0;
+
     for (int64_t n = 0; bias && n < a.N; ++n)
         bias[n] = a.bias_is_bf16 ? widen(((const bf16 *)a.bias)[n]) : ((const float *)a.bias)[n];
     const Rows rows{prepared, Kp, nullptr};
     const StoreRows<XT> sink{(XT *)a.y, a.ldy, bias};
     run_team(team, [&](int member, int members) {
-        const int64_t units = (a.N + NR - 1) / NR;
+        Arena mine = own;
+        mine.used += member * per_member;
         for (int64_t m = a.M * member / members; m < a.M * (member + 1) / members; ++m)
             Prepare<WT, XT>::row((const XT *)a.x + m * a.ldx, prepared + m * Kp, a.K, Kp);
         team_barrier(members);
-        gemm_columns(rows, a.M, (const WT *)a.weight, a.K, a.K, units * member / members * NR,
-                     min64(a.N, units * (member + 1) / members * NR), park + parked * member, sink);
+        gemm_columns(rows, a.M, (const WT *)a.weight, a.K, units * member / members * NR,
+                     min64(a.N, units * (member + 1) / members * NR), Space(mine, a.M, a.K, a.w_is_bf16 != 0), sink);
     });
     return 0;
 }

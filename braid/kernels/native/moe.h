@@ -63,34 +63,37 @@ struct Moe {
     const MoeArgs &a;
     const int64_t Dp, Fp;
     Groups groups{};
-    // prepared x; activated rows (prepared, sorted); down rows per pair; per-thread buffers
-    float *x = nullptr, *hidden = nullptr, *pairs = nullptr, *halves = nullptr;
-    vf *park = nullptr;
-    int64_t halves_count = 0, park_count = 0;
+    // prepared x; activated rows (prepared, sorted by expert); down-projected rows per pair
+    float *x = nullptr, *hidden = nullptr, *pairs = nullptr;
 
-    INLINE int64_t most_rows() const { return min64(a.T * a.k, M_BLOCK); }
+    struct Own {  // one thread's scratch
+        Space over_d, over_f;
+        float *gate, *up;
+        Own(Arena &arena, const MoeArgs &a)
+            : over_d(arena, a.T * a.k, a.D, a.w_is_bf16 != 0), over_f(arena, a.T * a.k, a.F, a.w_is_bf16 != 0),
+              gate(arena.take<float>(M_BLOCK * MOE_COLUMNS)), up(arena.take<float>(M_BLOCK * MOE_COLUMNS)) {}
+    };
 
     // Columns [f0, f1) of gate and up for the rows of one expert, activated and laid out for the down projection.
-    void gate_up(int64_t e, int64_t f0, int64_t f1, float *gate, vf *parked) {
+    void gate_up(int64_t e, int64_t f0, int64_t f1, const Own &own) {
         const WT *w = (const WT *)a.gate_up + e * 2 * a.F * a.D;
-        float *up = gate + most_rows() * MOE_COLUMNS;
         for (int64_t m0 = groups.start[e]; m0 < groups.start[e + 1]; m0 += M_BLOCK) {
             const int64_t rows = min64(M_BLOCK, groups.start[e + 1] - m0);
             const Rows in{x, Dp, groups.token + m0};
-            gemm_columns(in, rows, w, a.D, a.D, f0, f1, parked, StoreFloats{gate, MOE_COLUMNS, f0});
-            gemm_columns(in, rows, w + a.F * a.D, a.D, a.D, f0, f1, parked, StoreFloats{up, MOE_COLUMNS, f0});
+            gemm_columns(in, rows, w, a.D, f0, f1, own.over_d, StoreFloats{own.gate, MOE_COLUMNS, f0});
+            gemm_columns(in, rows, w + a.F * a.D, a.D, f0, f1, own.over_d, StoreFloats{own.up, MOE_COLUMNS, f0});
             for (int64_t m = 0; m < rows; ++m) {
-                float *g = gate + m * MOE_COLUMNS, *u = up + m * MOE_COLUMNS;
+                float *g = own.gate + m * MOE_COLUMNS, *u = own.up + m * MOE_COLUMNS;
                 for (int64_t c = 0; c < MOE_COLUMNS; c += W) store(g + c, activate(load(g + c), a.gelu != 0) * load(u + c));
                 Prepare<WT, float>::row(g, hidden + (m0 + m) * Fp + f0, f1 - f0, padded(f1 - f0));
             }
         }
     }
 
-    void down(int64_t e, int64_t d0, int64_t d1, vf *parked) {
+    void down(int64_t e, int64_t d0, int64_t d1, const Own &own) {
         const int64_t m0 = groups.start[e];
-        gemm_columns(Rows{hidden + m0 * Fp, Fp, nullptr}, groups.start[e + 1] - m0, (const WT *)a.down + e * a.D * a.F, a.F, a.F,
-                     d0, d1, parked, StorePairs{pairs, a.D, groups.pair + m0});
+        gemm_columns(Rows{hidden + m0 * Fp, Fp, nullptr}, groups.start[e + 1] - m0, (const WT *)a.down + e * a.D * a.F, a.F,
+                     d0, d1, own.over_f, StorePairs{pairs, a.D, groups.pair + m0});
     }
 
     void combine(int64_t t) {
@@ -129,24 +132,25 @@ struct Moe {
         x = arena.take<float>(a.T * Dp);
         hidden = arena.take<float>(n * Fp);
         pairs = arena.take<float>(n * a.D);
-        halves_count = 2 * most_rows() * MOE_COLUMNS;
-        halves = arena.take<float>(halves_count * team);
-        park_count = max64(parked_count(n, a.D), parked_count(n, a.F));
-        park = arena.take<vf>(park_count * team);
+        Arena first_own = arena;
+        for (int i = 0; i < team; ++i) Own(arena, a);
         if (!arena.fits()) return arena.used;
+        const int64_t per_member = (arena.used - first_own.used) / team;
 
         groups.build(a);
         Counter first, second;
         run_team(team, [&](int member, int members) {
-            float *own = halves + halves_count * member;
-            vf *parked = park + park_count * member;
-            memset(own, 0, (size_t)halves_count * sizeof(float));
+            Arena mine = first_own;
+            mine.used += member * per_member;
+            const Own own(mine, a);
+            memset(own.gate, 0, M_BLOCK * MOE_COLUMNS * sizeof(float));  // what a narrow block leaves unset is read
+            memset(own.up, 0, M_BLOCK * MOE_COLUMNS * sizeof(float));
             const int64_t t0 = a.T * member / members, t1 = a.T * (member + 1) / members;
             for (int64_t t = t0; t < t1; ++t) Prepare<WT, XT>::row((const XT *)a.x + t * a.ldx, x + t * Dp, a.D, Dp);
             team_barrier(members);
-            items(first, a.F, [&](int64_t e, int64_t c0, int64_t c1) { gate_up(e, c0, c1, own, parked); });
+            items(first, a.F, [&](int64_t e, int64_t c0, int64_t c1) { gate_up(e, c0, c1, own); });
             team_barrier(members);
-            items(second, a.D, [&](int64_t e, int64_t c0, int64_t c1) { down(e, c0, c1, parked); });
+            items(second, a.D, [&](int64_t e, int64_t c0, int64_t c1) { down(e, c0, c1, own); });
             team_barrier(members);
             for (int64_t t = t0; t < t1; ++t) combine(t);
         });

@@ -44,6 +44,13 @@ INLINE void store_as(void *p, V v) {
     memcpy(p, &v, sizeof v);
 }
 
+// Holds a vector in a register where a compiler would rather load it again for every use.
+INLINE vf keep(vf v) {
+#if defined(__x86_64__) && (BRAID_WIDTH == 4 || defined(__AVX2__))
+    asm("" : "+v"(v));
+#endif
+    return v;
+}
 INLINE vf splat(float s) { return vf{} + s; }
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
@@ -62,7 +69,23 @@ INLINE U rounded_bits(F f) {  // bfloat16 value in the upper half of each lane; 
     U u;
     memcpy(&u, &f, sizeof u);
     U r = u + 0x7fffu + ((u >> 16) & 1u);
-    return (u & 0x7fffffffu) > 0x7f800000u ? (u | 0x00400000u) : r;
+    return f != f ? (u | 0x00400000u) : r;
+}
+INLINE vh upper_halves(vu u) {
+    typedef uint16_t both __attribute__((vector_size(W * 4)));
+    both h = (both)u;
+#if BRAID_WIDTH == 4
+    return __builtin_shufflevector(h, h, 1, 3, 5, 7);
+#elif BRAID_WIDTH == 8
+    return __builtin_shufflevector(h, h, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+    return __builtin_shufflevector(h, h, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#endif
+}
+INLINE v4h upper_halves(v4u u, int) {
+    typedef uint16_t both __attribute__((vector_size(16)));
+    both h = (both)u;
+    return __builtin_shufflevector(h, h, 1, 3, 5, 7);
 }
 INLINE void put(bf16 *p, float f) { p->bits = (uint16_t)(rounded_bits<float, uint32_t>(f) >> 16); }
 INLINE void put(float *p, float f) { *p = f; }
@@ -73,9 +96,9 @@ INLINE vf load(const bf16 *p) {
     return (vf)u;
 }
 INLINE void store(float *p, vf v) { store_as(p, v); }
-INLINE void store(bf16 *p, vf v) { store_as(p, __builtin_convertvector(rounded_bits<vf, vu>(v) >> 16, vh)); }
+INLINE void store(bf16 *p, vf v) { store_as(p, upper_halves(rounded_bits<vf, vu>(v))); }
 INLINE void store4(float *p, v4f v) { store_as(p, v); }
-INLINE void store4(bf16 *p, v4f v) { store_as(p, __builtin_convertvector(rounded_bits<v4f, v4u>(v) >> 16, v4h)); }
+INLINE void store4(bf16 *p, v4f v) { store_as(p, upper_halves(rounded_bits<v4f, v4u>(v), 4)); }
 
 // Pairs: 2W consecutive weights as two vectors. bfloat16 splits into even and odd elements (two cheap operations, no
 // shuffle), float32 into first and second half; pair_slot() says where element i of such a group lands.
