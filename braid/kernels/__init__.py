@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from braid.kernels import reference
+from braid.kernels import reference, tape
 from braid.kernels.library import LibraryUnavailableError, open_library
 from braid.kernels.native import Native
 from braid.kernels.selfcheck import failures
+from braid.kernels.tape import Tape, UnrecordableError
 
 if TYPE_CHECKING:
     from braid.layers.batch import ForwardBatch
@@ -35,6 +37,17 @@ _NATIVE, _DESCRIPTION = _load()
 def describe() -> str:
     """What computes on the CPU: "native avx2", or "torch (why not native)"."""
     return _DESCRIPTION
+
+
+def record(compute: Callable[[], Tensor]) -> tuple[Tape, Tensor]:
+    """Run ``compute``; returns the tape that runs it again and the tensor that each replay fills.
+
+    Raises:
+        UnrecordableError: ``compute`` needs more than native kernels.
+    """
+    if _NATIVE is None:
+        raise UnrecordableError(describe())
+    return tape.record(_NATIVE.library, compute)
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,9 +15,11 @@ from braid.core.env import forced_cpu_isa
 from braid.core.errors import InvalidParameterError
 
 PATH = Path(__file__).with_name("_native.so")
-ABI_VERSION = 1
+ABI_VERSION = 2
 """Must equal what ``library.cpp`` says: both sides then agree on the argument blocks."""
 KERNELS = ("linear", "rms_norm", "rope", "gate_mul", "scatter", "argmax", "paged_attention", "moe_ffn")
+SCRATCH_KERNELS = frozenset(("linear", "paged_attention", "moe_ffn"))
+"""Kernels whose argument blocks begin with the address and size of scratch memory."""
 
 Function = Callable[[bytes], int]
 
@@ -38,16 +41,51 @@ class Scratch(threading.local):
         self.size = size + size // 4
 
 
+class Call(NamedTuple):
+    """One kernel call as it was made: the C function's address and its packed arguments."""
+
+    address: int
+    arguments: bytes
+    takes_scratch: bool
+
+
+class Recorder(threading.local):
+    """Where this thread's kernel calls are written down, while somebody records them."""
+
+    calls: list[Call] | None = None
+
+
+class Kernel:
+    """A C function that takes a packed argument block and returns a status."""
+
+    __slots__ = ("_address", "_function", "_recorder", "_takes_scratch")
+
+    def __init__(self, function: Any, recorder: Recorder, *, takes_scratch: bool) -> None:
+        self._function, self._recorder, self._takes_scratch = function, recorder, takes_scratch
+        self._address = ctypes.cast(function, ctypes.c_void_p).value or 0
+
+    def __call__(self, arguments: bytes) -> int:
+        calls = self._recorder.calls
+        if calls is not None:
+            calls.append(Call(self._address, arguments, self._takes_scratch))
+        status: int = self._function(arguments)
+        return status
+
+
 class Library:
     """The functions of one variant.
 
     Args:
         isa: "generic", "avx2" or "avx512".
         functions: kernel name -> C function that takes a packed argument block and returns a status.
+        replay: C function that makes a row of recorded calls (``library.cpp``).
     """
 
-    def __init__(self, isa: str, functions: dict[str, Function]) -> None:
+    def __init__(
+        self, isa: str, functions: dict[str, Function], recorder: Recorder, replay: Function
+    ) -> None:
         self.isa, self.functions, self.scratch = isa, functions, Scratch()
+        self.recorder, self.replay = recorder, replay
 
 
 def _openmp_runtimes() -> list[str]:
@@ -90,11 +128,17 @@ def _supported(library: ctypes.CDLL) -> tuple[str, ...]:
 
 def _bind(library: ctypes.CDLL, isa: str) -> Library:
     functions: dict[str, Function] = {}
+    recorder = Recorder()
     for kernel in KERNELS:
-        function = getattr(library, f"braid_{isa}_{kernel}")
-        function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_ssize_t
-        functions[kernel] = function
-    return Library(isa, functions)
+        function = _function(library, f"braid_{isa}_{kernel}")
+        functions[kernel] = Kernel(function, recorder, takes_scratch=kernel in SCRATCH_KERNELS)
+    return Library(isa, functions, recorder, _function(library, "braid_replay"))
+
+
+def _function(library: ctypes.CDLL, name: str) -> Any:
+    function = getattr(library, name)
+    function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_ssize_t
+    return function
 
 
 def open_library(isa: str | None = None, path: Path = PATH) -> Library:

@@ -109,12 +109,21 @@ class CausalLM(nn.Module):
             kv: per layer, tensors [num_blocks, block_size, *shape] for the shapes in ``kv_shapes``, finite everywhere
                 (start them with zeros: what is masked is multiplied by 0, not skipped).
         """
-        length = max(batch.context_lens)
-        turns = [rope(batch.positions_T, length) for rope in self.ropes]
-        x_TD: Tensor = self.embedding(batch.token_ids_T)
+        turns = self.turns(batch.positions_T, max(batch.context_lens))
+        return self.stack(self.embedding(batch.token_ids_T), turns, batch, kv)
+
+    def turns(self, positions_T: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
+        """cos and sin [T, R/2] of each rotation at these positions, all below ``length``."""
+        return [rope(positions_T, length) for rope in self.ropes]
+
+    def stack(
+        self, x_TD: Tensor, turns: Sequence[tuple[Tensor, Tensor]], batch: ForwardBatch, kv: Sequence[KV]
+    ) -> Tensor:
+        """The blocks and the final norm: the part of ``forward`` between the embedding and the head."""
         residual_TD: Tensor | None = None
         for block, layer_kv in zip(self.blocks, kv, strict=True):
-            x_TD, residual_TD = block(x_TD, residual_TD, turns[block.rope], batch, layer_kv)  # type: ignore[index]
+            turn = turns[int(block.rope)]  # type: ignore[arg-type]
+            x_TD, residual_TD = block(x_TD, residual_TD, turn, batch, layer_kv)
         return self.norm(x_TD) if residual_TD is None else self.norm.add(x_TD, residual_TD)[0]
 
     @torch.inference_mode()

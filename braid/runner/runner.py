@@ -12,15 +12,16 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from braid.core.step import SampledToken, SampleSpec, StepPlan, StepResult, Work
-from braid.layers.batch import ForwardBatch
 from braid.models.decoder import CausalLM
 from braid.runner.batch import build_batch
 from braid.runner.kv_store import KVStore
+from braid.runner.replay import DecodeReplay
 from braid.runner.sampler import sample
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,17 @@ class RunnerTimes:
     """Seconds spent since the start, by part of a step."""
 
     steps: int = 0
-    build: float = 0.0
     forward: float = 0.0
     sample: float = 0.0
+
+
+class _Forward(NamedTuple):
+    """What a forward pass left: hidden states, those rows of them that are sampled, and where the KV of each row is."""
+
+    hidden_TD: Tensor
+    sampling_ND: Tensor
+    query_start: Sequence[int]
+    slot_mapping_T: Tensor
 
 
 class Runner:
@@ -42,7 +51,6 @@ class Runner:
     Args:
         model: weights loaded, on ``device``.
         kv: the one KV store; its blocks are named by the plans.
-        num_threads: cores of the lane; None keeps torch's choice.
     """
 
     lanes = ("mixed",)
@@ -51,6 +59,7 @@ class Runner:
         self.times = RunnerTimes()
         self._model = model
         self._kv = kv
+        self._replay = DecodeReplay(model, kv)
         self._device = device
         self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[StepResult | None] = queue.SimpleQueue()
@@ -118,34 +127,41 @@ class Runner:
     def _run(self, works: Sequence[Work]) -> tuple[dict[str, SampledToken], dict[str, str]]:
         clock = time.perf_counter
         begin = clock()
-        batch = build_batch(works, self._kv.block_size, self._device)
-        built = clock()
-        hidden_TD = self._model(batch, self._kv.layers)
+        step = self._forward(works)
         sampling = [(work.request_id, work.sample) for work in works if work.sample is not None]
-        logits_NV = self._model.logits(hidden_TD[batch.logit_rows]) if sampling else None
+        logits_NV = self._model.logits(step.sampling_ND) if sampling else None
         forwarded = clock()
         tokens, errors = _choose(logits_NV, sampling)
-        errors |= self._quarantine(works, batch, hidden_TD)
-        self.times.build += built - begin
-        self.times.forward += forwarded - built
+        errors |= self._quarantine(works, step)
+        self.times.forward += forwarded - begin
         self.times.sample += clock() - forwarded
         return tokens, errors
 
-    def _quarantine(self, works: Sequence[Work], batch: ForwardBatch, hidden_TD: Tensor) -> dict[str, str]:
+    def _forward(self, works: Sequence[Work]) -> _Forward:
+        if all(work.is_decode and work.sample is not None for work in works):
+            replayed = self._replay.run(works)
+            if replayed is not None:
+                hidden_BD, slots_B = replayed
+                return _Forward(hidden_BD, hidden_BD, range(len(works) + 1), slots_B)
+        batch = build_batch(works, self._kv.block_size, self._device)
+        hidden_TD = self._model(batch, self._kv.layers)
+        return _Forward(hidden_TD, hidden_TD[batch.logit_rows], batch.query_start, batch.slot_mapping_T)
+
+    def _quarantine(self, works: Sequence[Work], step: _Forward) -> dict[str, str]:
         """Fail the works whose hidden states are not finite, and clean the KV they wrote.
 
         Attention multiplies what it masks by zero, so a NaN left in a freed block would reach its next owner.
         """
-        finite_T = torch.isfinite(hidden_TD.sum(-1, dtype=torch.float32))
+        finite_T = torch.isfinite(step.hidden_TD.sum(-1, dtype=torch.float32))
         if bool(finite_T.all()):
             return {}
         errors: dict[str, str] = {}
         for row, work in enumerate(works):
-            span = slice(batch.query_start[row], batch.query_start[row + 1])
+            span = slice(step.query_start[row], step.query_start[row + 1])
             if bool(finite_T[span].all()):
                 continue
             errors[work.request_id] = "the model's hidden states are not finite"
-            self._kv.clear(batch.slot_mapping_T[span])
+            self._kv.clear(step.slot_mapping_T[span])
         return errors
 
 
