@@ -59,6 +59,15 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Ten
     return reference.linear(x_TK, weight_NK, bias_N)
 
 
+def logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    """``hidden @ weight.T`` in float32, never rounded to a narrower dtype: close candidates must not become ties."""
+    if _NATIVE is not None and hidden_ND.is_cpu:
+        logits_NV = _NATIVE.linear(hidden_ND.float(), weight_VD, None)
+        if logits_NV is not None:
+            return logits_NV
+    return reference.logits(hidden_ND, weight_VD)
+
+
 def head_linear(x_THK: Tensor, weight_HNK: Tensor) -> Tensor:
     """Each head's own ``x @ weight.T``, [T, H, N]; the weight may be a view of any strides."""
     return reference.head_linear(x_THK, weight_HNK)

@@ -58,6 +58,15 @@ def head_linear(x_THK: Tensor, weight_HNK: Tensor) -> Tensor:
     return torch.bmm(x_HTK, weight_HKN).transpose(0, 1).to(x_THK.dtype)
 
 
+def logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    """``hidden @ weight.T`` in float32, never rounded to a narrower dtype."""
+    if hidden_ND.is_cuda and hidden_ND.dtype is not torch.float32:
+        return torch.mm(hidden_ND, weight_VD.t(), out_dtype=torch.float32)
+    step = max(1, WIDEN_NUMBERS // weight_VD.shape[1])
+    wide_ND = hidden_ND.float()
+    return torch.cat([wide_ND @ part.float().t() for part in weight_VD.split(step)], dim=-1)
+
+
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension (arXiv:1910.07467), computed in float32."""
     return functional.rms_norm(x_TD.float(), weight_D.shape, weight_D, eps).to(x_TD.dtype)

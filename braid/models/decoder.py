@@ -130,7 +130,7 @@ class CausalLM(nn.Module):
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] in float32."""
         head = self.embedding if self.head is None else self.head
-        logits_NV = ops.linear(hidden_ND, head.weight).float()
+        logits_NV = ops.logits(hidden_ND, head.weight)
         if self.softcap is not None:
             logits_NV = (logits_NV / self.softcap).tanh_().mul_(self.softcap)
         return logits_NV

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import braid.kernels as ops
 from braid.kernels import reference
 from braid.layers.batch import ForwardBatch
 
@@ -240,3 +241,15 @@ def test_moe_ffn(act: str, dtype: torch.dtype) -> None:
 def test_argmax_prefers_the_lowest_id() -> None:
     logits = torch.tensor([[0.0, 3.0, 3.0], [2.0, 1.0, 2.0]])
     assert reference.argmax(logits).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_keep_apart_what_bfloat16_would_tie(dtype: torch.dtype) -> None:
+    x = torch.ones(2, 64, dtype=dtype)
+    weight = torch.zeros(1000, 64, dtype=dtype)
+    weight[7, 0], weight[8, 0] = 16.0, 16.0
+    weight[8, 1] = 0.01
+    for logits in (reference.logits(x, weight), ops.logits(x, weight)):
+        assert logits.dtype == torch.float32
+        assert logits.argmax(-1).tolist() == [8, 8]
+        assert close(logits, x.double() @ weight.double().t(), torch.float32)
