@@ -64,7 +64,7 @@ def logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
         return torch.mm(hidden_ND, weight_VD.t(), out_dtype=torch.float32)
     step = max(1, WIDEN_NUMBERS // weight_VD.shape[1])
     wide_ND = hidden_ND.float()
-    return torch.cat([wide_ND @ part.float().t() for part in weight_VD.split(step)], dim=-1)
+    return torch.cat([wide_ND @ part.float().t() for part in torch.split(weight_VD, step)], dim=-1)
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:

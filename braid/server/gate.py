@@ -20,6 +20,9 @@ from braid.server.metrics import ServerMetrics
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("braid.access")
 
+_POLLED = frozenset(("/health", "/ready", "/metrics"))
+"""What monitors ask every few seconds: logged at debug level."""
+
 OPEN_PATHS = frozenset({"/health"})
 RECORD = "braid.record"
 _CLIENT_GONE = 499
@@ -93,7 +96,9 @@ class Gate:
 def _log(record: RequestRecord, scope: Scope) -> None:
     """One line, never with text from a prompt; JSON quoting escapes control characters of the path."""
     usage = record.usage() if record.usage is not None else Usage(0, 0, 0)
-    access_logger.info(
+    level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
+    access_logger.log(
+        level,
         "id=%s method=%s path=%s status=%d prompt_tokens=%d cached_tokens=%d output_tokens=%d ms=%.1f",
         record.request_id,
         scope["method"],
