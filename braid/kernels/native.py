@@ -38,7 +38,7 @@ ONEDNN_ROWS = 32
 MOE_TOKENS = 512
 """Tokens per call, which bounds the scratch for the experts' outputs."""
 WIDTHS = {"generic": 4, "avx2": 8, "avx512": 16}
-"""Floats per vector of each variant: attention takes head sizes that are a multiple of it."""
+"""Floats per vector of each variant: attention takes head sizes that are a multiple of two."""
 
 
 def _is_matrix(x: Tensor) -> bool:
@@ -259,7 +259,7 @@ class Native:
         tables = batch.block_tables_SB
         same = k_cache.shape == v_cache.shape and k_cache.shape[3] == E
         takes = same and k_cache.is_contiguous() and v_cache.is_contiguous() and tables.dtype is torch.int32
-        if not takes or E % WIDTHS[self.isa] or H % G or not tables.is_contiguous():
+        if not takes or E % (2 * WIDTHS[self.isa]) or H % G or not tables.is_contiguous():
             return None
         out_THE = q_THE.new_empty((T, H, E))
         self._run(

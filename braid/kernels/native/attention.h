@@ -5,7 +5,7 @@
 // several share them (Flash-Decoding), so a query's result depends on its own position and the KV alone. All query heads of
 // a KV head, and several neighbouring queries, form the rows of one task: each KV byte is read once per task.
 #pragma once
-#include "vec.h"
+#include "gemm.h"
 
 namespace {
 
@@ -13,7 +13,6 @@ constexpr int64_t TILE = 64;         // positions per softmax step
 constexpr int64_t SPLIT = 512;       // positions per independent partial result
 constexpr int64_t TASK_ROWS = 48;    // query rows per task: scores and partial sums stay in the second-level cache
 constexpr int64_t WIDEN_ROWS = 9;    // from so many rows on a bfloat16 tile is widened once instead of per three rows
-constexpr int QR = 3;                // query rows per register tile
 constexpr double ATTENTION_GRAIN = 32e3;
 
 struct AttentionArgs {
@@ -53,40 +52,50 @@ inline __attribute__((noinline)) void merge(const Partial &into, const Partial &
     }
 }
 
-template <int M, class KT>
-INLINE void score_tile(const float *q, int64_t E, const KT *const *k, float *scores) {
-    vf acc[M][4] = {};
-    for (int64_t e = 0; e < E; e += W)
-        for (int n = 0; n < 4; ++n) {
-            const vf kv = load(k[n] + e);
-            for (int m = 0; m < M; ++m) acc[m][n] = load(q + m * E + e) * kv + acc[m][n];
-        }
-    for (int m = 0; m < M; ++m) store4(scores + m * TILE, sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3]));
-}
+// Queries, keys, values and sums are walked in the pair order of vec.h, which makes widening bfloat16 cheap; the order is
+// undone when a finished row is stored.
 
 template <int M, int N, class VT>
 INLINE void value_tile(const float *p, const VT *const *v, int64_t from, int64_t to, int64_t e, int64_t E, float *out,
                        const float *decay) {
-    vf acc[M][N];
+    vf acc[M][2 * N];
     for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) acc[m][n] = load(out + m * E + e + n * W) * decay[m];
+        for (int n = 0; n < 2 * N; ++n) acc[m][n] = load(out + m * E + e + n * W) * decay[m];
     for (int64_t j = from; j < to; ++j) {
         vf weight[M];
         for (int m = 0; m < M; ++m) weight[m] = splat(p[m * TILE + j]);
         for (int n = 0; n < N; ++n) {
-            const vf vv = load(v[j] + e + n * W);
-            for (int m = 0; m < M; ++m) acc[m][n] = weight[m] * vv + acc[m][n];
+            const vf first = pair_first(v[j] + e + 2 * n * W);
+            for (int m = 0; m < M; ++m) acc[m][2 * n] = weight[m] * first + acc[m][2 * n];
+            const vf second = pair_second(v[j] + e + 2 * n * W);
+            for (int m = 0; m < M; ++m) acc[m][2 * n + 1] = weight[m] * second + acc[m][2 * n + 1];
         }
     }
     for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) store(out + m * E + e + n * W, acc[m][n]);
+        for (int n = 0; n < 2 * N; ++n) store(out + m * E + e + n * W, acc[m][n]);
 }
 template <int M, class VT>
-INLINE void value_rows(const float *p, const VT *const *v, int64_t from, int64_t to, int64_t E, float *out,
-                       const float *decay) {
+__attribute__((noinline)) void value_rows(const float *p, const VT *const *v, int64_t from, int64_t to, int64_t E, float *out,
+                                          const float *decay) {
     int64_t e = 0;
-    for (; e + 4 * W <= E; e += 4 * W) value_tile<M, 4>(p, v, from, to, e, E, out, decay);
-    for (; e < E; e += W) value_tile<M, 1>(p, v, from, to, e, E, out, decay);
+    for (; sizeof(VT) == 4 && e + 4 * W <= E; e += 4 * W) value_tile<M, 2>(p, v, from, to, e, E, out, decay);
+    for (; e < E; e += 2 * W) value_tile<M, 1>(p, v, from, to, e, E, out, decay);
+}
+
+template <int M, class KT>
+INLINE void score_tile(const float *q, int64_t E, const KT *const *k, float *scores) {
+    vf acc[M][4] = {};
+    for (int64_t e = 0; e < E; e += 2 * W) {
+        for (int n = 0; n < 4; ++n) {
+            const vf first = pair_first(k[n] + e);
+            for (int m = 0; m < M; ++m) acc[m][n] = load(q + m * E + e) * first + acc[m][n];
+        }
+        for (int n = 0; n < 4; ++n) {
+            const vf second = pair_second(k[n] + e);
+            for (int m = 0; m < M; ++m) acc[m][n] = load(q + m * E + e + W) * second + acc[m][n];
+        }
+    }
+    for (int m = 0; m < M; ++m) store4(scores + m * TILE, sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3]));
 }
 
 // Scores of positions [from, to) of a tile for all rows, and later the weighted values added to the rows' sums.
@@ -96,7 +105,7 @@ void score_rows(const float *q, int64_t rows, int64_t E, const KT *const *k, int
         const KT *four[4];  // a position outside is computed on a neighbour's key and masked afterwards
         for (int i = 0; i < 4; ++i) four[i] = k[min64(max64(j + i, from), to - 1)];
         int64_t r = 0;
-        for (; r + QR <= rows; r += QR) score_tile<QR>(q + r * E, E, four, scores + r * TILE + j);
+        for (; r + 3 <= rows; r += 3) score_tile<3>(q + r * E, E, four, scores + r * TILE + j);
         if (rows - r == 2) score_tile<2>(q + r * E, E, four, scores + r * TILE + j);
         if (rows - r == 1) score_tile<1>(q + r * E, E, four, scores + r * TILE + j);
     }
@@ -105,9 +114,15 @@ template <class VT>
 void add_values(const float *p, int64_t rows, int64_t E, const VT *const *v, int64_t from, int64_t to, float *out,
                 const float *decay) {
     int64_t r = 0;
-    for (; r + QR <= rows; r += QR) value_rows<QR>(p + r * TILE, v, from, to, E, out + r * E, decay + r);
+    for (; r + 3 <= rows; r += 3) value_rows<3>(p + r * TILE, v, from, to, E, out + r * E, decay + r);
     if (rows - r == 2) value_rows<2>(p + r * TILE, v, from, to, E, out + r * E, decay + r);
     if (rows - r == 1) value_rows<1>(p + r * TILE, v, from, to, E, out + r * E, decay + r);
+}
+
+template <class T>
+INLINE void fetch_rows(const T *const *rows, int64_t from, int64_t to, int64_t E) {
+    for (int64_t j = from; j < to; ++j)
+        for (int64_t at = 0; at < E * (int64_t)sizeof(T); at += 64) __builtin_prefetch((const char *)rows[j] + at);
 }
 
 // Turns one row of scores into weights; updates its maximum and total; returns the factor for what is summed already.
@@ -143,9 +158,9 @@ struct Attention {
     const AttentionArgs &a;
     const int64_t group;  // query heads per KV head
 
-    struct Space {  // one thread's scratch
-        float *q, *scores, *decay, *keys, *values;
-        const float **rows;  // 2 * TILE pointers
+    struct Desk {  // one thread's scratch
+        float *q, *scores, *decay, *wide;  // wide: one tile of keys or values
+        const float **rows;                // and its rows
         Partial whole, part;
     };
 
@@ -157,14 +172,13 @@ struct Attention {
     }
     INLINE int64_t first_visible(int64_t position) const { return a.window ? max64(0, position - a.window + 1) : 0; }
 
-    Space space(Arena &arena, int64_t rows) const {
-        Space s;
+    Desk desk(Arena &arena, int64_t rows) const {
+        Desk s;
         s.q = arena.take<float>(rows * a.E);
         s.scores = arena.take<float>(rows * TILE);
         s.decay = arena.take<float>(rows);
-        s.keys = arena.take<float>(TILE * a.E);
-        s.values = arena.take<float>(TILE * a.E);
-        s.rows = arena.take<const float *>(2 * TILE);
+        s.wide = arena.take<float>(TILE * a.E);
+        s.rows = arena.take<const float *>(TILE);
         s.whole = Partial::at(arena.take<float>(Partial::floats(rows, a.E)), rows);
         s.part = Partial::at(arena.take<float>(Partial::floats(rows, a.E)), rows);
         return s;
@@ -174,7 +188,8 @@ struct Attention {
         for (int64_t i = 0; i < t.queries; ++i)
             for (int64_t h = 0; h < group; ++h, out += a.E) {
                 const QT *q = (const QT *)a.q + (a.query_start[t.seq] + t.first + i) * a.ldq + (t.head * group + h) * a.E;
-                for (int64_t e = 0; e < a.E; e += W) store(out + e, load(q + e) * (float)a.scale);
+                Prepare<KT, QT>::row(q, out, a.E, a.E);
+                for (int64_t e = 0; e < a.E; e += W) store(out + e, load(out + e) * (float)a.scale);
             }
     }
 
@@ -184,58 +199,65 @@ struct Attention {
             for (int64_t h = 0; h < group; ++h, ++r) {
                 QT *out = (QT *)a.out + ((a.query_start[t.seq] + t.first + i) * a.H + t.head * group + h) * a.E;
                 const float inverse = p.total[r] > 0.0f ? 1.0f / p.total[r] : 0.0f;
-                for (int64_t e = 0; e < a.E; e += W) store(out + e, load(p.acc + r * a.E + e) * inverse);
+                for (int64_t e = 0; e < a.E; e += 2 * W)
+                    store_pair(out + e, load(p.acc + r * a.E + e) * inverse, load(p.acc + r * a.E + e + W) * inverse, (const KT *)0);
             }
     }
 
-    // Pointers to the keys and values of positions [from, to) of the tile at `start`.
-    void locate(const Task &t, int64_t start, int64_t from, int64_t to, const KT **k, const KT **v) const {
+    // Pointers to the keys (or values) of positions [from, to) of the tile at `start`.
+    void locate(const Task &t, const void *cache, int64_t start, int64_t from, int64_t to, const KT **rows) const {
         const int32_t *table = a.block_tables + t.seq * a.ld_table;
         for (int64_t j = from; j < to; ++j) {
             const int64_t p = start + j, slot = table[p / a.block_size] * a.block_size + p % a.block_size;
-            k[j] = (const KT *)a.k_cache + (slot * a.G + t.head) * a.E;
-            v[j] = (const KT *)a.v_cache + (slot * a.G + t.head) * a.E;
+            rows[j] = (const KT *)cache + (slot * a.G + t.head) * a.E;
         }
     }
 
-    static void widen_rows(const KT *const *from, int64_t low, int64_t high, int64_t E, float *to, const float **rows) {
+    static const float *const *widen_rows(const KT *const *from, int64_t low, int64_t high, int64_t E, float *to,
+                                          const float **rows) {
         for (int64_t j = low; j < high; ++j) {
             rows[j] = to + j * E;
-            for (int64_t e = 0; e < E; e += W) store(to + j * E + e, load(from[j] + e));
+            Prepare<KT, KT>::row(from[j], to + j * E, E, E);
         }
+        return rows;
     }
 
-    template <class T>
-    void attend(const Task &t, int64_t start, int64_t from, int64_t to, const T *const *k, const T *const *v, Space &s,
-                const Partial &p) const {
-        const int64_t rows = t.queries * group;
-        score_rows(s.q, rows, a.E, k, from, to, s.scores);
-        for (int64_t r = 0; r < rows; ++r) {
+    void soften(const Task &t, int64_t start, Desk &s, const Partial &p) const {
+        for (int64_t r = 0; r < t.queries * group; ++r) {
             const int64_t at = position(t, r), low = max64(0, first_visible(at) - start), high = min64(TILE, at + 1 - start);
             s.decay[r] = softmax_row(s.scores + r * TILE, low, high, (float)a.softcap, p.max + r, p.total + r);
         }
-        add_values(s.scores, rows, a.E, v, from, to, p.acc, s.decay);
     }
 
-    void run_split(const Task &t, int64_t split, Space &s, const Partial &p) const {
+    void run_split(const Task &t, int64_t split, Desk &s, const Partial &p) const {
         const int64_t rows = t.queries * group, begin = first_visible(position(t, 0)), end = position(t, rows - 1) + 1;
-        const KT *pointers[2 * TILE], **k = pointers, **v = pointers + TILE;
+        const int64_t stop = min64(end, (split + 1) * SPLIT);
+        int64_t start = max64(split * SPLIT, begin / TILE * TILE);
+        const KT *keys[2][TILE], *values[TILE], **k = keys[0], **next = keys[1];
         p.clear(rows, a.E);
-        for (int64_t start = split * SPLIT; start < min64(end, (split + 1) * SPLIT); start += TILE) {
+        if (start < stop) locate(t, a.k_cache, start, max64(0, begin - start), min64(TILE, end - start), k);
+        for (; start < stop; start += TILE) {
             const int64_t from = max64(0, begin - start), to = min64(TILE, end - start);
-            if (from >= to) continue;
-            locate(t, start, from, to, k, v);
-            if (sizeof(KT) == 4 || rows < WIDEN_ROWS) {
-                attend(t, start, from, to, k, v, s, p);
-            } else {
-                widen_rows(k, from, to, a.E, s.keys, s.rows);
-                widen_rows(v, from, to, a.E, s.values, s.rows + TILE);
-                attend(t, start, from, to, s.rows, s.rows + TILE, s, p);
+            locate(t, a.v_cache, start, from, to, values);
+            fetch_rows(values, from, to, a.E);
+            const bool direct = sizeof(KT) == 4 || rows < WIDEN_ROWS;
+            if (direct) score_rows(s.q, rows, a.E, k, from, to, s.scores);
+            else score_rows(s.q, rows, a.E, widen_rows(k, from, to, a.E, s.wide, s.rows), from, to, s.scores);
+            if (start + TILE < stop) {
+                const int64_t next_to = min64(TILE, end - start - TILE);
+                locate(t, a.k_cache, start + TILE, 0, next_to, next);
+                fetch_rows(next, 0, next_to, a.E);
             }
+            soften(t, start, s, p);
+            if (direct) add_values(s.scores, rows, a.E, values, from, to, p.acc, s.decay);
+            else add_values(s.scores, rows, a.E, widen_rows(values, from, to, a.E, s.wide, s.rows), from, to, p.acc, s.decay);
+            const KT **spent = k;
+            k = next;
+            next = spent;
         }
     }
 
-    void run_task(const Task &t, Space &s, float *partials, int64_t partial_floats) const {
+    void run_task(const Task &t, Desk &s, float *partials, int64_t partial_floats) const {
         const int64_t rows = t.queries * group;
         load_queries(t, s.q);
         if (t.partial >= 0) return run_split(t, t.split, s, Partial::at(partials + t.partial * partial_floats, rows));
@@ -265,7 +287,7 @@ struct Attention {
     }
 
     // Merges the partial results of the task's splits; `i` is its first task in the list.
-    void finish(const Task *tasks, int64_t i, Space &s, float *partials, int64_t partial_floats) const {
+    void finish(const Task *tasks, int64_t i, Desk &s, float *partials, int64_t partial_floats) const {
         const Task &t = tasks[i];
         const int64_t rows = t.queries * group;
         s.whole.clear(rows, a.E);
@@ -289,7 +311,7 @@ struct Attention {
         const int64_t partial_floats = Partial::floats(rows, a.E);
         float *partials = arena.take<float>(shared ? count * partial_floats : 0);
         const int64_t shared_bytes = arena.used;
-        space(arena, rows);
+        desk(arena, rows);
         const int64_t per_member = arena.used - shared_bytes;
         if (shared_bytes + team * per_member > a.scratch_bytes) return shared_bytes + team * per_member;
 
@@ -297,7 +319,7 @@ struct Attention {
         Counter next, done;
         run_team(team, [&](int member, int members) {
             Arena own((char *)a.scratch + shared_bytes + member * per_member, per_member);
-            Space s = space(own, rows);
+            Desk s = desk(own, rows);
             for (int64_t i; (i = next.take()) < count;) run_task(tasks[i], s, partials, partial_floats);
             if (!shared) return;
             team_barrier(members);

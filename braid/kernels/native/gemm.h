@@ -13,8 +13,8 @@ constexpr int MR = W == 16 ? 6 : 3;  // rows of x per tile: MR * NR accumulators
 constexpr int64_t FEW_ROWS = 4 * MR; // up to here W is walked tile by tile as it is, above in blocks, widened once each
 constexpr int64_t N_BLOCK = 32;      // rows of W per block: widened they stay in the second-level cache
 constexpr int64_t K_WHOLE = 1024;    // a block of many rows is cut along K beyond this ...
-constexpr int64_t K_BLOCK = 512;     // ... so that the tiles of x and W stay in the first-level cache,
-constexpr int64_t M_BLOCK = 96;      // and accumulators of so many rows (a multiple of MR) are parked meanwhile
+constexpr int64_t K_BLOCK = 768;     // ... into equal parts, so that the tiles of x and W stay in the first-level cache,
+constexpr int64_t M_BLOCK = 72;      // and accumulators of so many rows (a multiple of MR) are parked meanwhile
 
 // Rows of prepared x: float32, groups of 2W elements in the weights' pair layout, padded with zeros.
 struct Rows {
@@ -87,9 +87,9 @@ __attribute__((noinline)) void dot_whole(const float *const *x, const WT *const 
 template <int M, class WT>
 __attribute__((noinline)) void dot_part(const float *const *x, const WT *const *w, int64_t K, vf *parked) {
     vf acc[M][NR];
-    memcpy(acc, parked, sizeof acc);
+    for (int i = 0; i < M * NR; ++i) acc[i / NR][i % NR] = parked[i];
     for (int64_t k = 0; k < K; k += 2 * W) step<M>(x, w, k, acc);
-    memcpy(parked, acc, sizeof acc);
+    for (int i = 0; i < M * NR; ++i) parked[i] = acc[i / NR][i % NR];
 }
 
 // Loops over `length` elements of rows of x and w; `parked` carries accumulators over the cuts of K.
@@ -129,8 +129,8 @@ struct Cut {
     bool many, k_cut;
     int64_t n_block, k_block, m_block;
     Cut(int64_t M, int64_t K)
-        : many(M > FEW_ROWS), k_cut(many && K > K_WHOLE), n_block(many ? N_BLOCK : NR), k_block(k_cut ? K_BLOCK : max64(K, 1)),
-          m_block(k_cut ? M_BLOCK : M) {}
+        : many(M > FEW_ROWS), k_cut(many && K > K_WHOLE), n_block(many ? N_BLOCK : NR),
+          k_block(k_cut ? round_up(K / ((K + K_BLOCK - 1) / K_BLOCK), 2 * W) : max64(K, 1)), m_block(k_cut ? M_BLOCK : M) {}
 };
 
 // One thread's scratch.
@@ -159,12 +159,16 @@ inline Block widen_block(const bf16 *w, int64_t ld, int64_t rows, int64_t length
 struct Range {  // columns [n0, n1) of the result, rows [m0, m1), and K from k0 on
     int64_t n0, n1, m0, m1, k0;
     bool last, park;  // K ends here; accumulators wait for the next part of K
+    const char *next;  // weights wanted soon, fetched bit by bit meanwhile
+    int64_t next_bytes;
 };
 
 template <class WT, class Sink>
 INLINE void gemm_range(const Rows &x, const WT *w, int64_t ldw, int64_t length, const Range &r, vf *parked, Sink &sink) {
     for (int64_t m = r.m0; m < r.m1; m += MR) {
         const int rows = (int)min64(MR, r.m1 - m);
+        const int64_t from = r.next_bytes * (m - r.m0) / (r.m1 - r.m0), to = r.next_bytes * (m + rows - r.m0) / (r.m1 - r.m0);
+        for (int64_t at = round_up(from, 64); at < to; at += 64) __builtin_prefetch(r.next + at, 0, 2);
         const float *xr[MR];
         v4f sums[MR];
         for (int i = 0; i < rows; ++i) xr[i] = x.at(m + i) + r.k0;
@@ -186,10 +190,13 @@ void gemm_columns(const Rows &x, int64_t M, const WT *w, int64_t K, int64_t n0, 
         for (int64_t m = 0; m < M; m += cut.m_block)
             for (int64_t k = 0; k < max64(K, 1); k += cut.k_block) {
                 const int64_t length = min64(K - k, cut.k_block);
-                const Range range{n, min64(n1, n + cut.n_block), m, min64(M, m + cut.m_block), k, k + length == K, cut.k_cut};
+                const int64_t n_end = min64(n1, n + cut.n_block), next_rows = min64(n1, n_end + cut.n_block) - n_end;
+                const bool fetch = M > MR && m == 0 && k == 0 && (cut.many || K <= K_WHOLE);
+                const Range range{n, n_end, m, min64(M, m + cut.m_block), k, k + length == K, cut.k_cut,
+                                  (const char *)(w + n_end * K), fetch ? next_rows * K * (int64_t)sizeof(WT) : 0};
                 const WT *rows = w + n * K + k;
                 if (cut.many) {
-                    const Block block = widen_block(rows, K, range.n1 - n, length, space.wide);
+                    const Block block = widen_block(rows, K, n_end - n, length, space.wide);
                     gemm_range(x, block.rows, block.ld, block.length, range, space.parked, sink);
                 } else {
                     gemm_range(x, rows, K, length, range, space.parked, sink);

@@ -106,6 +106,19 @@ INLINE vf pair_first(const bf16 *p) { return (vf)(load_as<vu>(p) << 16); }
 INLINE vf pair_second(const bf16 *p) { return (vf)(load_as<vu>(p) & 0xffff0000u); }
 INLINE vf pair_first(const float *p) { return load(p); }
 INLINE vf pair_second(const float *p) { return load(p + W); }
+// The way back: 2W consecutive results from the two vectors of a pair, by the type of the weights they came from.
+INLINE void store_pair(bf16 *p, vf first, vf second, const bf16 *) {
+    const vu low = rounded_bits<vf, vu>(first), high = rounded_bits<vf, vu>(second);
+    store_as(p, (high & 0xffff0000u) | (low >> 16));
+}
+INLINE void store_pair(float *p, vf first, vf second, const bf16 *) {
+    for (int i = 0; i < W; ++i) p[2 * i] = first[i], p[2 * i + 1] = second[i];
+}
+template <class T>
+INLINE void store_pair(T *p, vf first, vf second, const float *) {
+    store(p, first);
+    store(p + W, second);
+}
 INLINE int pair_slot(const bf16 *, int i) { return (i & 1) * W + (i >> 1); }
 INLINE int pair_slot(const float *, int i) { return i; }
 
