@@ -204,6 +204,15 @@ def test_attention_rows_do_not_depend_on_the_batch(native: Native) -> None:
         assert torch.equal(out[0], whole[s])
 
 
+def test_shared_splits_of_windowed_sequences_stay_apart(native: Native) -> None:
+    torch.set_num_threads(3)
+    batch = make_batch([40, 2000], [1, 1])
+    k, v = (torch.randn(2 * 125, 16, 1, 64) for _ in range(2))
+    q = torch.randn(2, 2, 64)
+    got = native.paged_attention(q, k, v, batch, 0.125, 700, None)
+    close(got, reference.paged_attention(q, k, v, batch, scale=0.125, window=700), TOLERANCE[torch.float32])
+
+
 def test_attention_refuses_blocks_that_do_not_exist(native: Native) -> None:
     cache = torch.randn(2, 16, 1, 64)
     for table in ([[0, 2]], [[-1, 0]], [[0]]):

@@ -3,7 +3,8 @@
 // Online softmax (Milakov & Gimelshein 2018; FlashAttention, Dao et al. 2022) over tiles of 64 positions inside splits of 512,
 // both cut at absolute positions. Splits start afresh and are merged front to back, whether one thread walks them all or
 // several share them (Flash-Decoding), so a query's result depends on its own position and the KV alone. All query heads of
-// a KV head, and several neighbouring queries, form the rows of one task: each KV byte is read once per task.
+// a KV head, and several neighbouring queries, are attended together: each KV byte is read once for all of them. A decode
+// takes all KV heads of a tile in one task, because they lie side by side in memory.
 #pragma once
 #include "gemm.h"
 
@@ -25,14 +26,16 @@ struct AttentionArgs {
     double scale, softcap;  // window 0 and softcap 0: none
 };
 
-struct Task {  // queries [first, first + queries) of a sequence with all heads of one KV head, over splits [split, split_end)
-    int32_t seq, head, first, queries, split, split_end, partial;  // partial: first of its slots, -1: finish at once
+struct Task {  // queries [first, first + queries) of a sequence with KV heads [head, head + heads), over splits [split, split_end)
+    int32_t seq, head, heads, first, queries, split, split_end;
+    bool lead;  // the first of the tasks that share the splits
 };
 
 struct Partial {  // unnormalised result of `rows` rows
     float *max, *total, *acc;
     static INLINE int64_t floats(int64_t rows, int64_t E) { return 2 * round_up(rows, 16) + rows * E; }
     static INLINE Partial at(float *p, int64_t rows) { return {p, p + round_up(rows, 16), p + 2 * round_up(rows, 16)}; }
+    INLINE Partial from_row(int64_t r, int64_t E) const { return {max + r, total + r, acc + r * E}; }
     INLINE void clear(int64_t rows, int64_t E) const {
         for (int64_t r = 0; r < rows; ++r) max[r] = NEG_INF, total[r] = 0.0f;
         memset(acc, 0, (size_t)(rows * E) * sizeof(float));
@@ -119,12 +122,6 @@ void add_values(const float *p, int64_t rows, int64_t E, const VT *const *v, int
     if (rows - r == 1) value_rows<1>(p + r * TILE, v, from, to, E, out + r * E, decay + r);
 }
 
-template <class T>
-INLINE void fetch_rows(const T *const *rows, int64_t from, int64_t to, int64_t E) {
-    for (int64_t j = from; j < to; ++j)
-        for (int64_t at = 0; at < E * (int64_t)sizeof(T); at += 64) __builtin_prefetch((const char *)rows[j] + at);
-}
-
 // Turns one row of scores into weights; updates its maximum and total; returns the factor for what is summed already.
 INLINE float softmax_row(float *s, int64_t low, int64_t high, float softcap, float *max, float *total) {
     vf v[TILE / W], top = splat(NEG_INF), sums = splat(0.0f);
@@ -184,33 +181,56 @@ struct Attention {
         return s;
     }
 
+    // f(row of the task, query in the batch, query head): rows are ordered by KV head, query, head of the group.
+    template <class F>
+    INLINE void each_query(const Task &t, F f) const {
+        int64_t r = 0;
+        for (int64_t g = t.head; g < t.head + t.heads; ++g)
+            for (int64_t i = 0; i < t.queries; ++i)
+                for (int64_t h = 0; h < group; ++h, ++r) f(r, a.query_start[t.seq] + t.first + i, g * group + h);
+    }
+
     void load_queries(const Task &t, float *out) const {
-        for (int64_t i = 0; i < t.queries; ++i)
-            for (int64_t h = 0; h < group; ++h, out += a.E) {
-                const QT *q = (const QT *)a.q + (a.query_start[t.seq] + t.first + i) * a.ldq + (t.head * group + h) * a.E;
-                Prepare<KT, QT>::row(q, out, a.E, a.E);
-                for (int64_t e = 0; e < a.E; e += W) store(out + e, load(out + e) * (float)a.scale);
-            }
+        each_query(t, [&](int64_t r, int64_t query, int64_t head) {
+            float *row = out + r * a.E;
+            Prepare<KT, QT>::row((const QT *)a.q + query * a.ldq + head * a.E, row, a.E, a.E);
+            for (int64_t e = 0; e < a.E; e += W) store(row + e, load(row + e) * (float)a.scale);
+        });
     }
 
     void store_rows(const Task &t, const Partial &p) const {
-        int64_t r = 0;
-        for (int64_t i = 0; i < t.queries; ++i)
-            for (int64_t h = 0; h < group; ++h, ++r) {
-                QT *out = (QT *)a.out + ((a.query_start[t.seq] + t.first + i) * a.H + t.head * group + h) * a.E;
-                const float inverse = p.total[r] > 0.0f ? 1.0f / p.total[r] : 0.0f;
-                for (int64_t e = 0; e < a.E; e += 2 * W)
-                    store_pair(out + e, load(p.acc + r * a.E + e) * inverse, load(p.acc + r * a.E + e + W) * inverse, (const KT *)0);
-            }
+        each_query(t, [&](int64_t r, int64_t query, int64_t head) {
+            QT *out = (QT *)a.out + (query * a.H + head) * a.E;
+            const float inverse = p.total[r] > 0.0f ? 1.0f / p.total[r] : 0.0f, *acc = p.acc + r * a.E;
+            for (int64_t e = 0; e < a.E; e += 2 * W)
+                store_pair(out + e, load(acc + e) * inverse, load(acc + e + W) * inverse, (const KT *)0);
+        });
     }
 
-    // Pointers to the keys (or values) of positions [from, to) of the tile at `start`.
-    void locate(const Task &t, const void *cache, int64_t start, int64_t from, int64_t to, const KT **rows) const {
+    struct Tile {  // positions [start + from, start + to) of a sequence and where their first KV head lies in the caches
+        int64_t start, from, to, offset[TILE];
+    };
+
+    INLINE void locate(const Task &t, int64_t start, int64_t begin, int64_t end, Tile &tile) const {
         const int32_t *table = a.block_tables + t.seq * a.ld_table;
-        for (int64_t j = from; j < to; ++j) {
+        tile.start = start, tile.from = max64(0, begin - start), tile.to = min64(TILE, end - start);
+        for (int64_t j = tile.from; j < tile.to; ++j) {
             const int64_t p = start + j, slot = table[p / a.block_size] * a.block_size + p % a.block_size;
-            rows[j] = (const KT *)cache + (slot * a.G + t.head) * a.E;
+            tile.offset[j] = slot * a.G * a.E;
         }
+    }
+    INLINE void rows_of(const Tile &tile, const void *cache, int64_t head, const KT **rows) const {
+        for (int64_t j = tile.from; j < tile.to; ++j) rows[j] = (const KT *)cache + tile.offset[j] + head * a.E;
+    }
+    // Reads a byte of each cache line of the task's keys and values in the order of their addresses, which the processor's own
+    // prefetching follows; head by head it would see short strided pieces (decode 3.4 -> 2.0 ms at 8 x 2048 positions; prefetch
+    // instructions in the same places gained nothing).
+    void fetch(const Task &t, const Tile &tile) const {
+        for (int c = 0; c < 2; ++c)
+            for (int64_t j = tile.from; j < tile.to; ++j) {
+                const char *row = (const char *)((const KT *)(c ? a.v_cache : a.k_cache) + tile.offset[j] + t.head * a.E);
+                for (int64_t at = 0; at < t.heads * a.E * (int64_t)sizeof(KT); at += 64) (void)*(const volatile char *)(row + at);
+            }
     }
 
     static const float *const *widen_rows(const KT *const *from, int64_t low, int64_t high, int64_t E, float *to,
@@ -222,45 +242,44 @@ struct Attention {
         return rows;
     }
 
-    void soften(const Task &t, int64_t start, Desk &s, const Partial &p) const {
-        for (int64_t r = 0; r < t.queries * group; ++r) {
-            const int64_t at = position(t, r), low = max64(0, first_visible(at) - start), high = min64(TILE, at + 1 - start);
+    // One KV head over one tile.
+    void attend(const Task &t, const Tile &tile, int64_t head, const float *q, Desk &s, const Partial &p) const {
+        const int64_t rows = t.queries * group;
+        const bool direct = sizeof(KT) == 4 || rows < WIDEN_ROWS;
+        const KT *k[TILE], *v[TILE];
+        rows_of(tile, a.k_cache, head, k);
+        rows_of(tile, a.v_cache, head, v);
+        if (direct) score_rows(q, rows, a.E, k, tile.from, tile.to, s.scores);
+        else score_rows(q, rows, a.E, widen_rows(k, tile.from, tile.to, a.E, s.wide, s.rows), tile.from, tile.to, s.scores);
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t at = position(t, r), low = max64(0, first_visible(at) - tile.start), high = min64(TILE, at + 1 - tile.start);
             s.decay[r] = softmax_row(s.scores + r * TILE, low, high, (float)a.softcap, p.max + r, p.total + r);
         }
+        if (direct) add_values(s.scores, rows, a.E, v, tile.from, tile.to, p.acc, s.decay);
+        else add_values(s.scores, rows, a.E, widen_rows(v, tile.from, tile.to, a.E, s.wide, s.rows), tile.from, tile.to, p.acc, s.decay);
     }
 
     void run_split(const Task &t, int64_t split, Desk &s, const Partial &p) const {
         const int64_t rows = t.queries * group, begin = first_visible(position(t, 0)), end = position(t, rows - 1) + 1;
         const int64_t stop = min64(end, (split + 1) * SPLIT);
         int64_t start = max64(split * SPLIT, begin / TILE * TILE);
-        const KT *keys[2][TILE], *values[TILE], **k = keys[0], **next = keys[1];
-        p.clear(rows, a.E);
-        if (start < stop) locate(t, a.k_cache, start, max64(0, begin - start), min64(TILE, end - start), k);
-        for (; start < stop; start += TILE) {
-            const int64_t from = max64(0, begin - start), to = min64(TILE, end - start);
-            locate(t, a.v_cache, start, from, to, values);
-            fetch_rows(values, from, to, a.E);
-            const bool direct = sizeof(KT) == 4 || rows < WIDEN_ROWS;
-            if (direct) score_rows(s.q, rows, a.E, k, from, to, s.scores);
-            else score_rows(s.q, rows, a.E, widen_rows(k, from, to, a.E, s.wide, s.rows), from, to, s.scores);
-            if (start + TILE < stop) {
-                const int64_t next_to = min64(TILE, end - start - TILE);
-                locate(t, a.k_cache, start + TILE, 0, next_to, next);
-                fetch_rows(next, 0, next_to, a.E);
-            }
-            soften(t, start, s, p);
-            if (direct) add_values(s.scores, rows, a.E, values, from, to, p.acc, s.decay);
-            else add_values(s.scores, rows, a.E, widen_rows(values, from, to, a.E, s.wide, s.rows), from, to, p.acc, s.decay);
-            const KT **spent = k;
-            k = next;
-            next = spent;
+        Tile tiles[2];
+        p.clear(t.heads * rows, a.E);
+        if (start < stop) locate(t, start, begin, end, tiles[0]), fetch(t, tiles[0]);
+        for (int turn = 0; start < stop; start += TILE, turn ^= 1) {
+            const bool more = start + TILE < stop;
+            if (more) locate(t, start + TILE, begin, end, tiles[turn ^ 1]), fetch(t, tiles[turn ^ 1]);
+            for (int64_t h = 0; h < t.heads; ++h)
+                attend(t, tiles[turn], t.head + h, s.q + h * rows * a.E, s, p.from_row(h * rows, a.E));
         }
     }
 
-    void run_task(const Task &t, Desk &s, float *partials, int64_t partial_floats) const {
-        const int64_t rows = t.queries * group;
+    INLINE int64_t task_rows(const Task &t) const { return t.heads * t.queries * group; }
+
+    void run_task(const Task &t, Desk &s, float *partial) const {
+        const int64_t rows = task_rows(t);
         load_queries(t, s.q);
-        if (t.partial >= 0) return run_split(t, t.split, s, Partial::at(partials + t.partial * partial_floats, rows));
+        if (partial) return run_split(t, t.split, s, Partial::at(partial, rows));
         s.whole.clear(rows, a.E);
         for (int64_t split = t.split; split < t.split_end; ++split) {
             run_split(t, split, s, s.part);
@@ -269,62 +288,63 @@ struct Attention {
         store_rows(t, s.whole);
     }
 
-    // The task list. With `tasks` null only counts. `shared`: one task per split.
-    int64_t plan(bool shared, Task *tasks) const {
+    // The task list. With `tasks` null only counts. `together`: all KV heads in one task where their rows are few;
+    // `shared`: one task per split.
+    int64_t plan(bool together, bool shared, Task *tasks) const {
         int64_t count = 0;
         for (int64_t seq = 0; seq < a.S; ++seq)
             for (int64_t first = 0; first < query_len(seq); first += most_queries()) {
                 const int64_t queries = min64(most_queries(), query_len(seq) - first);
                 const int64_t low = context(seq) - query_len(seq) + first, high = low + queries;
                 const int64_t begin = first_visible(low) / SPLIT, end = (high + SPLIT - 1) / SPLIT;
-                for (int64_t head = 0; head < a.G; ++head)
+                const int64_t heads = together && queries * a.H <= TASK_ROWS ? a.G : 1;
+                for (int64_t head = 0; head < a.G; head += heads)
                     for (int64_t split = begin; split < (shared ? end : begin + 1); ++split, ++count)
                         if (tasks)
-                            tasks[count] = {(int32_t)seq, (int32_t)head, (int32_t)first, (int32_t)queries, (int32_t)split,
-                                            (int32_t)end, shared ? (int32_t)count : -1};
+                            tasks[count] = {(int32_t)seq, (int32_t)head, (int32_t)heads, (int32_t)first, (int32_t)queries,
+                                            (int32_t)split, (int32_t)end, split == begin};
             }
         return count;
     }
 
-    // Merges the partial results of the task's splits; `i` is its first task in the list.
-    void finish(const Task *tasks, int64_t i, Desk &s, float *partials, int64_t partial_floats) const {
-        const Task &t = tasks[i];
-        const int64_t rows = t.queries * group;
+    // Merges the partial results of a lead task and those that share its splits.
+    void finish(const Task &t, Desk &s, float *partials, int64_t partial_floats) const {
+        const int64_t rows = task_rows(t);
         s.whole.clear(rows, a.E);
         for (int64_t n = 0; n < t.split_end - t.split; ++n)
-            merge(s.whole, Partial::at(partials + (i + n) * partial_floats, rows), rows, a.E);
+            merge(s.whole, Partial::at(partials + n * partial_floats, rows), rows, a.E);
         store_rows(t, s.whole);
     }
 
     int64_t run() const {
-        const int64_t rows = most_queries() * group;
+        const int64_t rows = max64(most_queries() * group, TASK_ROWS);
         double work = 0;
         for (int64_t s = 0; s < a.S; ++s) work += (double)query_len(s) * context(s) * a.H * a.E;
         int team = team_size(work, ATTENTION_GRAIN);
-        int64_t count = plan(false, nullptr);
-        const bool shared = team > 1 && count < 4 * team;
-        if (shared) count = plan(true, nullptr);
+        const bool shared = team > 1 && plan(true, false, nullptr) < 2 * team;
+        const bool together = !shared || plan(true, true, nullptr) >= 2 * team;
+        const int64_t count = plan(together, shared, nullptr);
         team = (int)min64(team, max64(count, 1));
 
         Arena arena(a.scratch, a.scratch_bytes);
         Task *tasks = arena.take<Task>(count);
-        const int64_t partial_floats = Partial::floats(rows, a.E);
-        float *partials = arena.take<float>(shared ? count * partial_floats : 0);
+        const int64_t partial_floats = shared ? Partial::floats(rows, a.E) : 0;
+        float *partials = arena.take<float>(count * partial_floats);
         const int64_t shared_bytes = arena.used;
         desk(arena, rows);
         const int64_t per_member = arena.used - shared_bytes;
         if (shared_bytes + team * per_member > a.scratch_bytes) return shared_bytes + team * per_member;
 
-        plan(shared, tasks);
+        plan(together, shared, tasks);
         Counter next, done;
         run_team(team, [&](int member, int members) {
             Arena own((char *)a.scratch + shared_bytes + member * per_member, per_member);
             Desk s = desk(own, rows);
-            for (int64_t i; (i = next.take()) < count;) run_task(tasks[i], s, partials, partial_floats);
+            for (int64_t i; (i = next.take()) < count;) run_task(tasks[i], s, shared ? partials + i * partial_floats : nullptr);
             if (!shared) return;
             team_barrier(members);
             for (int64_t i; (i = done.take()) < count;)
-                if (i == 0 || tasks[i].split <= tasks[i - 1].split) finish(tasks, i, s, partials, partial_floats);
+                if (tasks[i].lead) finish(tasks[i], s, partials + i * partial_floats, partial_floats);
         });
         return 0;
     }
