@@ -33,6 +33,7 @@ class BuildNative(build_ext):
     def build_extension(self, ext: Extension) -> None:
         variants = VARIANTS if X86 else {"generic": ""}
         flags = {f"variant_{isa}.cpp": f"{COMMON} {OPENMP} {extra}" for isa, extra in variants.items()}
+        flags["team.cpp"] = COMMON
         flags["library.cpp"] = COMMON + (" -DBRAID_X86" if X86 else "")
         objects: list[str] = []
         for name, options in flags.items():
@@ -44,7 +45,7 @@ class BuildNative(build_ext):
             )
         path = self.get_ext_fullpath(ext.name)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.compiler.link_shared_object(objects, path)
+        self.compiler.link_shared_object(objects, path, extra_postargs=["-pthread"])
 
 
 setup(

@@ -337,12 +337,15 @@ struct Attention {
 
         plan(together, shared, tasks);
         Counter next, done;
-        run_team(team, [&](int member, int members) {
+        run_team(team, [&](int member, int) {
             Arena own((char *)a.scratch + shared_bytes + member * per_member, per_member);
             Desk s = desk(own, rows);
             for (int64_t i; (i = next.take()) < count;) run_task(tasks[i], s, shared ? partials + i * partial_floats : nullptr);
-            if (!shared) return;
-            team_barrier(members);
+        });
+        if (!shared) return 0;
+        run_team(team, [&](int member, int) {
+            Arena own((char *)a.scratch + shared_bytes + member * per_member, per_member);
+            Desk s = desk(own, rows);
             for (int64_t i; (i = done.take()) < count;)
                 if (tasks[i].lead) finish(tasks[i], s, partials + i * partial_floats, partial_floats);
         });

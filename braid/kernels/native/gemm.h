@@ -4,7 +4,7 @@
 // order depends on nothing but K and the variant's width: not on M, the row's place, the blocking or the number of threads.
 // Blocking along K parks whole accumulators in scratch and so leaves the order as it is.
 #pragma once
-#include "vec.h"
+#include "rows.h"
 
 namespace {
 
@@ -234,6 +234,7 @@ struct LinearArgs {
 };
 
 constexpr double LINEAR_GRAIN = 60e3;  // multiply-adds worth a thread of their own: some microseconds of work
+constexpr int LINEAR_PARTS = 4;        // parts of the columns per thread, taken one by one: a slow thread takes fewer
 
 template <class XT, class WT>
 int64_t linear_typed(const LinearArgs &a) {
@@ -251,14 +252,16 @@ int64_t linear_typed(const LinearArgs &a) {
         bias[n] = a.bias_is_bf16 ? widen(((const bf16 *)a.bias)[n]) : ((const float *)a.bias)[n];
     const Rows rows{prepared, Kp, nullptr};
     const StoreRows<XT> sink{(XT *)a.y, a.ldy, bias};
-    run_team(team, [&](int member, int members) {
+    each_row(a.M, a.K, [&](int64_t m) { Prepare<WT, XT>::row((const XT *)a.x + m * a.ldx, prepared + m * Kp, a.K, Kp); });
+    const int64_t parts = min64(team == 1 ? 1 : team * LINEAR_PARTS, units);
+    Counter next;
+    run_team(team, [&](int member, int) {
         Arena mine = own;
         mine.used += member * per_member;
-        for (int64_t m = a.M * member / members; m < a.M * (member + 1) / members; ++m)
-            Prepare<WT, XT>::row((const XT *)a.x + m * a.ldx, prepared + m * Kp, a.K, Kp);
-        team_barrier(members);
-        gemm_columns(rows, a.M, (const WT *)a.weight, a.K, units * member / members * NR,
-                     min64(a.N, units * (member + 1) / members * NR), Space(mine, a.M, a.K, a.w_is_bf16 != 0), sink);
+        const Space space(mine, a.M, a.K, a.w_is_bf16 != 0);
+        for (int64_t i; (i = next.take()) < parts;)
+            gemm_columns(rows, a.M, (const WT *)a.weight, a.K, units * i / parts * NR, min64(a.N, units * (i + 1) / parts * NR),
+                         space, sink);
     });
     return 0;
 }

@@ -138,22 +138,24 @@ struct Moe {
         const int64_t per_member = (arena.used - first_own.used) / team;
 
         groups.build(a);
-        Counter first, second;
-        run_team(team, [&](int member, int members) {
+        const auto own_of = [&](int member) {
             Arena mine = first_own;
             mine.used += member * per_member;
-            const Own own(mine, a);
+            return Own(mine, a);
+        };
+        Counter first, second;
+        each_row(a.T, a.D, [&](int64_t t) { Prepare<WT, XT>::row((const XT *)a.x + t * a.ldx, x + t * Dp, a.D, Dp); });
+        run_team(team, [&](int member, int) {
+            const Own own = own_of(member);
             memset(own.gate, 0, M_BLOCK * MOE_COLUMNS * sizeof(float));  // what a narrow block leaves unset is read
             memset(own.up, 0, M_BLOCK * MOE_COLUMNS * sizeof(float));
-            const int64_t t0 = a.T * member / members, t1 = a.T * (member + 1) / members;
-            for (int64_t t = t0; t < t1; ++t) Prepare<WT, XT>::row((const XT *)a.x + t * a.ldx, x + t * Dp, a.D, Dp);
-            team_barrier(members);
             items(first, a.F, [&](int64_t e, int64_t c0, int64_t c1) { gate_up(e, c0, c1, own); });
-            team_barrier(members);
-            items(second, a.D, [&](int64_t e, int64_t c0, int64_t c1) { down(e, c0, c1, own); });
-            team_barrier(members);
-            for (int64_t t = t0; t < t1; ++t) combine(t);
         });
+        run_team(team, [&](int member, int) {
+            const Own own = own_of(member);
+            items(second, a.D, [&](int64_t e, int64_t c0, int64_t c1) { down(e, c0, c1, own); });
+        });
+        each_row(a.T, a.k * a.D, [&](int64_t t) { combine(t); });
         return 0;
     }
 };

@@ -9,6 +9,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#include "team.h"
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -186,39 +187,27 @@ INLINE vf vexp(vf x) {
 }
 INLINE vf vtanh(vf x) { return 1.0f - 2.0f / (vexp(2.0f * x) + 1.0f); }
 
-// --- threads: the OpenMP runtime that torch has loaded; member 0 of the team is the caller ---
-INLINE int team_size(double work, double grain) {
+// --- threads: as many as the caller's OpenMP (and so torch's) settings allow, in a team of our own (team.cpp) ---
+INLINE int most_threads() {
 #ifdef _OPENMP
-    int most = omp_get_max_threads();
-    double wanted = work / grain;
-    return wanted < 2.0 || most < 2 ? 1 : (wanted < most ? (int)wanted : most);
+    return omp_get_max_threads();
 #else
-    (void)work, (void)grain;
     return 1;
 #endif
 }
 
-// f(member, members): the team may come out smaller than asked for.
-template <class F>
-INLINE void run_team(int size, F f) {
-#ifdef _OPENMP
-    if (size > 1) {
-#pragma omp parallel num_threads(size)
-        f(omp_get_thread_num(), omp_get_num_threads());
-        return;
-    }
-#endif
-    f(0, 1);
+INLINE int team_size(double work, double grain) {
+    const int most = most_threads();
+    const double wanted = work / grain;
+    return wanted < 2.0 || most < 2 ? 1 : (wanted < most ? (int)wanted : most);
 }
 
-INLINE void team_barrier(int members) {
-#ifdef _OPENMP
-    if (members > 1) {
-#pragma omp barrier
-    }
-#else
-    (void)members;
-#endif
+// f(member, members) once for each member; returns when all are done. Members must not wait for each other: a member may begin
+// when the others have ended. What they share they take from a Counter, so that it matters little who comes.
+template <class F>
+INLINE void run_team(int members, F f) {
+    if (members == 1) return f(0, 1);
+    braid_team_run(members - 1, members, [](void *g, int member, int all) { (*(F *)g)(member, all); }, &f);
 }
 
 // Items handed out one by one. Which member takes which item changes no result: an item's arithmetic is its own.
