@@ -15,6 +15,15 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "braid"
 
 
+def engine_environment() -> dict[str, str]:
+    """The environment of an engine process: this one's, with OpenMP threads that sleep while they wait.
+
+    The kernels have a team of their own; threads of torch's that spin between its few parallel operations would take
+    a core from it.
+    """
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+
+
 def forced_cpu_isa() -> str | None:
     """``BRAID_CPU_ISA``: the instruction set native kernels must use (tests run them all); None picks the best."""
     return os.environ.get("BRAID_CPU_ISA") or None

@@ -18,6 +18,7 @@ import zmq
 import zmq.asyncio
 
 from braid.core.config import EngineConfig
+from braid.core.env import engine_environment
 from braid.core.errors import BraidError, EngineDeadError
 from braid.core.request import Delta
 from braid.engine.messages import (
@@ -253,6 +254,7 @@ class ProcessClient:
             "-m",
             "braid.engine.process",
             stdin=asyncio.subprocess.PIPE,
+            env=engine_environment(),
             start_new_session=True,  # Ctrl-C goes to the server, which drains first
         )
         engine.process = process
