@@ -43,12 +43,12 @@ WIDTHS = {"generic": 4, "avx2": 8, "avx512": 16}
 
 def _is_matrix(x: Tensor) -> bool:
     """Is ``x`` a matrix whose rows are contiguous, in a known dtype?"""
-    return x.dtype in _IS_BF16 and x.dim() == 2 and x.stride(1) == 1
+    return x.dtype in _IS_BF16 and x.dim() == 2 and x.stride()[1] == 1
 
 
 def _is_heads(x: Tensor) -> bool:
     """Is ``x`` [T, H, E] with each token's heads side by side, in a known dtype?"""
-    return x.dtype in _IS_BF16 and x.dim() == 3 and x.stride(2) == 1 and x.stride(1) == x.shape[2]
+    return x.dtype in _IS_BF16 and x.dim() == 3 and x.stride()[1:] == (x.shape[2], 1)
 
 
 class Native:
@@ -106,7 +106,7 @@ class Native:
         if not takes or weight_D.dtype is not torch.float32 or not weight_D.is_contiguous():
             return None
         T, D, H = x.shape[0], x.shape[-1], 1 if x.dim() == 2 else x.shape[1]
-        y = x.new_empty(x.shape)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
         self._norm(
             _NORM(
                 x.data_ptr(),
@@ -117,7 +117,7 @@ class Native:
                 T,
                 H,
                 D,
-                x.stride(0),
+                x.stride()[0],
                 0,
                 _IS_BF16[x.dtype],
                 eps,
@@ -133,7 +133,8 @@ class Native:
         if not takes or weight_D.dtype is not torch.float32 or not weight_D.is_contiguous():
             return None
         T, D = x_TD.shape
-        y_TD, total_TD = x_TD.new_empty((T, D)), x_TD.new_empty((T, D))
+        y_TD = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
+        total_TD = torch.empty_like(y_TD)
         self._norm(
             _NORM(
                 x_TD.data_ptr(),
@@ -144,8 +145,8 @@ class Native:
                 T,
                 1,
                 D,
-                x_TD.stride(0),
-                residual_TD.stride(0),
+                x_TD.stride()[0],
+                residual_TD.stride()[0],
                 _IS_BF16[x_TD.dtype],
                 eps,
             )
@@ -171,8 +172,8 @@ class Native:
                 k_TGE.shape[1],
                 E,
                 2 * cos_TR2.shape[1],
-                q_THE.stride(0),
-                k_TGE.stride(0),
+                q_THE.stride()[0],
+                k_TGE.stride()[0],
                 interleaved,
                 _IS_BF16[q_THE.dtype],
             )
@@ -191,7 +192,7 @@ class Native:
                 y_TF.data_ptr(),
                 T,
                 F,
-                gate_up_T2F.stride(0),
+                gate_up_T2F.stride()[0],
                 gelu,
                 _IS_BF16[y_TF.dtype],
             )
@@ -214,7 +215,7 @@ class Native:
                 slot_mapping_T.data_ptr(),
                 T,
                 width,
-                x.stride(0),
+                x.stride()[0],
                 slots,
                 _IS_BF16[x.dtype],
                 _IS_BF16[cache.dtype],
@@ -234,7 +235,7 @@ class Native:
                 logits_NV.data_ptr(),
                 ids_N.data_ptr(),
                 *logits_NV.shape,
-                logits_NV.stride(0),
+                logits_NV.stride()[0],
                 _IS_BF16[logits_NV.dtype],
             )
         )
@@ -265,7 +266,7 @@ class Native:
         self._run(
             self._attention, _ATTENTION, q_THE.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out_THE.data_ptr(),
             batch.query_start_S1.data_ptr(), batch.context_lens_S.data_ptr(), tables.data_ptr(),
-            *tables.shape[:1], H, G, E, q_THE.stride(0), tables.shape[1], num_blocks, block_size, window or 0,
+            *tables.shape[:1], H, G, E, q_THE.stride()[0], tables.shape[1], num_blocks, block_size, window or 0,
             _IS_BF16[q_THE.dtype], kv_bf16, scale, softcap or 0.0,
         )  # fmt: skip
         return out_THE
@@ -299,7 +300,7 @@ class Native:
             x, ids, weights = x_TD[part], ids_Tk[part].contiguous(), weights_Tk[part].contiguous()
             self._run(
                 self._moe, _MOE, x.data_ptr(), ids.data_ptr(), weights.data_ptr(), gate_up_X2FD.data_ptr(),
-                down_XDF.data_ptr(), y_TD[part].data_ptr(), len(x), ids.shape[1], X, F, D, x.stride(0),
+                down_XDF.data_ptr(), y_TD[part].data_ptr(), len(x), ids.shape[1], X, F, D, x.stride()[0],
                 act == "gelu_tanh", _IS_BF16[x.dtype], w_bf16,
             )  # fmt: skip
         return y_TD

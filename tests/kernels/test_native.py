@@ -15,7 +15,7 @@ from torch import Tensor
 from braid.core.errors import InvalidParameterError
 from braid.kernels import reference
 from braid.kernels.library import LibraryUnavailableError, open_library, supported_isas
-from braid.kernels.native import Native
+from braid.kernels.native import WIDTHS, Native
 from braid.kernels.selfcheck import failures
 from braid.layers.batch import ForwardBatch
 
@@ -146,6 +146,8 @@ def test_paged_attention(
     window: int | None,
     softcap: float | None,
 ) -> None:
+    if E % (2 * WIDTHS[native.isa]):
+        pytest.skip("left to the reference")
     batch = make_batch([1, 17, 700, 64, 60, 650], [1, 1, 1, 1, 60, 77])
     k, v = (torch.randn(6 * 44, 16, G, E).to(kv_dtype) for _ in range(2))
     q = torch.randn(141, H, E).to(dtype)
@@ -337,7 +339,7 @@ def test_other_cases_are_left_to_the_reference(native: Native) -> None:
 def test_the_self_check_passes_and_finds_a_broken_kernel(native: Native) -> None:
     assert failures(native) == []
     broken = Native(open_library(native.isa))
-    broken._gate = lambda arguments: 0
+    broken.gate_mul = lambda gate_up_T2F, *, gelu: gate_up_T2F[:, :48] * 0  # type: ignore[method-assign]
     assert failures(broken) == ["gate_mul (torch.float32)", "gate_mul (torch.bfloat16)"]
 
 
