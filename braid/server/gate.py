@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -11,10 +12,10 @@ import uuid
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from braid.core.errors import BraidError
+from braid.core.errors import BraidError, EngineDeadError
 from braid.server.config import ServerConfig
 from braid.server.errors import ClientDisconnectedError, HttpError, as_http_error
-from braid.server.lifecycle import Lifecycle, RequestRecord, Usage, shutting_down
+from braid.server.lifecycle import Lifecycle, RequestRecord, Usage, is_cancelled, shutting_down
 from braid.server.metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,12 @@ class Gate:
             await self._app(scope, receive, send_marked)
         except ClientDisconnectedError:
             record.status = _CLIENT_GONE
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            logger.error("request %s was cancelled by nobody", record.request_id, exc_info=error)
+            failure = EngineDeadError("what this request waited for was cancelled; it can be sent again")
+            await self._answer_error(failure, record, scope, receive, send_marked)
         except Exception as error:
             await self._answer_error(error, record, scope, receive, send_marked)
         finally:

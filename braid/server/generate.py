@@ -12,7 +12,7 @@ from braid.core.errors import EngineDeadError
 from braid.core.sampling import SamplingParams
 from braid.engine.protocol import EngineClient, GenerateRequest
 from braid.server.decode import ChoiceDecoder, ChoiceDelta
-from braid.server.lifecycle import Usage
+from braid.server.lifecycle import Usage, is_cancelled
 from braid.server.metrics import SequenceTimer, ServerMetrics
 from braid.text.tokenizer import Tokenizer
 
@@ -114,7 +114,12 @@ class Generation:
                         reason = decoder.finish_reason
                         return
             raise EngineDeadError("the engine ended a request without a reason")
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
+            if not is_cancelled():
+                raise EngineDeadError("the engine cancelled a request that nobody gave up") from None
+            reason = decoder.finish_reason or "abort"
+            raise
+        except GeneratorExit:
             reason = decoder.finish_reason or "abort"
             raise
         finally:
@@ -157,5 +162,9 @@ async def _pump(stream: Choices, queue: asyncio.Queue[ChoiceDelta | Exception | 
             async for item in stream:
                 await queue.put(item)
         await queue.put(None)
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        await queue.put(EngineDeadError("a stream was cancelled that nobody gave up"))
     except Exception as error:
         await queue.put(error)

@@ -75,6 +75,16 @@ class Lifecycle:
         return ConnectionWatch(self._watches, receive, every, on_tick)
 
 
+def is_cancelled() -> bool:
+    """Whether somebody cancelled the running task.
+
+    Without that a CancelledError came out of something the task waited for: a failure like any other, which would
+    otherwise pass every ``except Exception`` and leave the client without an answer.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def shutting_down() -> HttpError:
     return unavailable("the server is shutting down", retry_after=DRAIN_RETRY_SECONDS, code="shutting_down")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -7,7 +8,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from braid.core.errors import EngineDeadError
 from braid.server.config import ServerConfig
+from braid.server.generate import merge
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hi, this is private"}]}
@@ -76,6 +79,70 @@ async def test_draining(app: FastAPI, client: httpx.AsyncClient) -> None:
     assert answer.headers["retry-after"] == "5"
     assert (await client.get("/ready")).status_code == 503
     assert (await client.get("/health")).status_code == 200
+
+
+class TestStrayCancellation:
+    """Something a request waits for is cancelled, though nobody gave the request up."""
+
+    @pytest.mark.parametrize("n", [1, 3])
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_of_the_engine_is_a_503(
+        self, client: httpx.AsyncClient, engine: Any, n: int, stream: bool
+    ) -> None:
+        engine.error = asyncio.CancelledError()
+        async with asyncio.timeout(20):
+            answer = await client.post(CHAT, json={**BODY, "n": n, "stream": stream})
+        assert answer.status_code == 503
+        assert answer.json()["error"]["type"] == "server_error"
+        assert "retry-after" in answer.headers
+
+    @pytest.mark.parametrize("n", [1, 3])
+    async def test_in_a_stream_is_an_error_event(
+        self, client: httpx.AsyncClient, engine: Any, events: Any, n: int
+    ) -> None:
+        engine.error, engine.fail_after = asyncio.CancelledError(), 4
+        async with asyncio.timeout(20):
+            answer = await client.post(CHAT, json={**BODY, "n": n, "stream": True})
+        assert events(answer.text)[-1]["error"]["type"] == "server_error"
+        assert not engine.active
+
+    async def test_anywhere_else_is_a_503(
+        self, client: httpx.AsyncClient, engine: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def stats() -> None:
+            raise asyncio.CancelledError
+
+        engine.stats = stats
+        answer = await client.get("/metrics")
+        assert answer.status_code == 503
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        assert "cancelled by nobody" in caplog.text
+
+    async def test_a_real_cancellation_passes(self, client: httpx.AsyncClient, engine: Any) -> None:
+        engine.hold_after = 2
+        task = asyncio.create_task(client.post(CHAT, json=BODY))
+        while not engine.active:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not engine.active
+
+
+async def test_merge_ends_where_one_stream_is_cancelled() -> None:
+    async def good() -> Any:
+        yield 1
+        await asyncio.Event().wait()
+
+    async def stray() -> Any:
+        yield 2
+        raise asyncio.CancelledError
+
+    async def drain() -> list[Any]:
+        return [item async for item in merge([good(), stray()])]
+
+    with pytest.raises(EngineDeadError):
+        await asyncio.wait_for(drain(), 20)
 
 
 class TestAccessLog:
