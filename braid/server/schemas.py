@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FailFast
 
 from braid.core.errors import InvalidParameterError
 from braid.core.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
 from braid.server.body import echo
+
+Item = TypeVar("Item")
+
+
+class _FirstError(FailFast):
+    """One error says enough: a list of a million wrong entries would else become a million errors."""
+
+    __hash__ = object.__hash__  # for annotations that join the list with None
+
+
+Items = Annotated[list[Item], _FirstError()]
 
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
 _SAMPLING_FIELDS = (
@@ -32,7 +43,9 @@ MAX_METADATA = 16
 MAX_SAFETY_IDENTIFIER = 128
 MAX_CACHE_SALT = 256
 UNSUPPORTED = (
+    "allowed_token_ids",
     "audio",
+    "bad_words",
     "best_of",
     "function_call",
     "functions",
@@ -41,13 +54,35 @@ UNSUPPORTED = (
     "guided_grammar",
     "guided_json",
     "guided_regex",
+    "json_schema",
+    "length_penalty",
+    "logits_processors",
     "prompt_logprobs",
     "regex",
+    "spaces_between_special_tokens",
     "structured_outputs",
     "suffix",
+    "truncate_prompt_tokens",
+    "use_beam_search",
     "web_search_options",
 )
 """Fields that would change the output and that Braid cannot act on: refused, not ignored."""
+TEMPLATE_UNSUPPORTED = ("chat_template", "documents", "truncate_prompt_tokens")
+CHAT_UNSUPPORTED = ("chat_template", "documents", "echo")
+_DEFAULTS: Mapping[str, object] = {"length_penalty": 1.0, "spaces_between_special_tokens": True}
+COMPLETION_TOKENS = 16
+"""Output of a text completion that sets no limit, as everywhere; a chat goes on to the end of the context."""
+
+
+def refuse(names: Iterable[str], body: Mapping[str, Any]) -> None:
+    """Raises InvalidParameterError for the first of ``names`` that asks for something.
+
+    False, null, empty text and empty lists ask for nothing; an empty object may (any JSON, a search).
+    """
+    for name in names:
+        value = body.get(name)
+        if value is not None and value is not False and value not in ("", [], _DEFAULTS.get(name)):
+            raise InvalidParameterError(f"{name} is not supported yet", param=name)
 
 
 class StreamOptions(BaseModel):
@@ -61,6 +96,7 @@ class RequestFields(BaseModel):
     """What chat and completions have in common; None always means the default."""
 
     model_config = ConfigDict(strict=True)
+    default_max_tokens: ClassVar[int | None] = None
 
     model: str | None = None
     stream: bool | None = None
@@ -76,8 +112,8 @@ class RequestFields(BaseModel):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Items[str] | None = None
+    stop_token_ids: Items[int] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None
@@ -113,19 +149,20 @@ class RequestFields(BaseModel):
 
     def check(self, body: Mapping[str, Any]) -> None:
         """Refuse what cannot be had, and what is beyond public limits."""
-        for name in UNSUPPORTED:
-            if body.get(name) is not None:
-                raise InvalidParameterError(f"{name} is not supported yet", param=name)
+        refuse(UNSUPPORTED, body)
         if self.response_format is not None and self.response_format.get("type") != "text":
             kind = echo(self.response_format.get("type"))
             message = f"response_format of type {kind} is not supported yet; supported: 'text'"
             raise InvalidParameterError(message, param="response_format")
         if self.stream_options is not None and not self.stream:
             raise InvalidParameterError("stream_options needs stream to be true", param="stream_options")
-        for name in ("priority", "top_k"):
-            value = getattr(self, name)
-            if value is not None and not -(2**31) <= value < 2**31:
-                raise InvalidParameterError(f"{name} must be a 32-bit integer, got {echo(value)}", param=name)
+        if self.priority:
+            message = "priority must be 0 or null, got {}: this server schedules first-come first-served"
+            raise InvalidParameterError(message.format(echo(self.priority)), param="priority")
+        if self.top_k is not None and not -(2**31) <= self.top_k < 2**31:
+            raise InvalidParameterError(
+                f"top_k must be a 32-bit integer, got {echo(self.top_k)}", param="top_k"
+            )
         if len(self.cache_salt or "") > MAX_CACHE_SALT:
             message = f"cache_salt may have at most {MAX_CACHE_SALT} characters"
             raise InvalidParameterError(message, param="cache_salt")
@@ -145,7 +182,7 @@ class TemplateFields(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    tools: list[dict[str, Any]] | None = None
+    tools: Items[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -153,12 +190,12 @@ class TemplateFields(BaseModel):
 
 
 class ChatRequest(RequestFields, TemplateFields):
-    messages: list[dict[str, Any]]
+    messages: Items[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tool_choice: str | dict[str, Any] | None = None
-    modalities: list[str] | None = None
+    modalities: Items[str] | None = None
     # Accepted without effect on the output.
     parallel_tool_calls: bool | None = None
     store: bool | None = None
@@ -186,6 +223,7 @@ class ChatRequest(RequestFields, TemplateFields):
 
     def check(self, body: Mapping[str, Any]) -> None:
         super().check(body)
+        refuse(CHAT_UNSUPPORTED, body)
         if self.tool_choice not in (None, "none", "auto"):
             message = f"tool_choice {echo(self.tool_choice)} is not supported yet; supported: 'none', 'auto'"
             raise InvalidParameterError(message, param="tool_choice")
@@ -196,6 +234,8 @@ class ChatRequest(RequestFields, TemplateFields):
 
 
 class CompletionRequest(RequestFields):
+    default_max_tokens: ClassVar[int | None] = COMPLETION_TOKENS
+
     prompt: Any = None
     echo: bool | None = None
     logprobs: int | None = None
@@ -214,18 +254,22 @@ class CompletionRequest(RequestFields):
 
 
 class TokenizeRequest(TemplateFields):
-    messages: list[dict[str, Any]] | None = None
+    messages: Items[dict[str, Any]] | None = None
     model: str | None = None
     prompt: str | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
+
+    def check(self, body: Mapping[str, Any]) -> None:
+        """Refuse what would change the tokens."""
+        refuse(TEMPLATE_UNSUPPORTED, body)
 
 
 class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(strict=True)
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Items[int]
 
 
 def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:

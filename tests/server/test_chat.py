@@ -176,10 +176,10 @@ async def test_fields_reach_the_engine(client: httpx.AsyncClient, engine: Any) -
         "seed": 11,
         "skip_special_tokens": False,
     }
-    answer = await ask(client, **fields, priority=-4, cache_salt="salt", max_tokens=30)
+    answer = await ask(client, **fields, priority=0, cache_salt="salt", max_tokens=30)
     assert answer.status_code == 200
     request = engine.seen[0]
-    assert (request.priority, request.cache_salt, request.params.max_tokens) == (-4, "salt", 30)
+    assert (request.priority, request.cache_salt, request.params.max_tokens) == (0, "salt", 30)
     assert request.params.logit_bias == {7: -3}
     for name, value in fields.items():
         if name not in ("logit_bias", "stop_token_ids"):
@@ -334,13 +334,15 @@ class TestOpenAIClient:
         assert chunks[-1].usage is not None
 
     async def test_completion(self, sdk: openai.AsyncOpenAI, engine: Any) -> None:
-        answer = await sdk.completions.create(model="tiny", prompt="hi", logprobs=2, echo=False)
+        answer = await sdk.completions.create(
+            model="tiny", prompt="hi", logprobs=2, echo=False, max_tokens=50
+        )
         assert answer.choices[0].text == engine.reply
 
     async def test_completion_stream(self, url: str, engine: Any) -> None:
         # Not strict: the SDK's type forbids a null finish_reason, which OpenAI itself sends in all chunks but the last.
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as sdk:
-            stream = await sdk.completions.create(model="tiny", prompt="hi", stream=True)
+            stream = await sdk.completions.create(model="tiny", prompt="hi", stream=True, max_tokens=50)
             assert "".join([chunk.choices[0].text async for chunk in stream]) == engine.reply
 
     async def test_models(self, sdk: openai.AsyncOpenAI) -> None:

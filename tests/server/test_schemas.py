@@ -4,8 +4,15 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel, ValidationError
 
-from braid.server.schemas import UNSUPPORTED
+from braid.server.schemas import (
+    TEMPLATE_UNSUPPORTED,
+    UNSUPPORTED,
+    ChatRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -24,7 +31,7 @@ VALID: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (-2, -1, 0, 2),
     "repetition_penalty": (0.5, 10),
     "seed": (-1, 0, 2**63, 2**63 - 1),
-    "priority": (-1, 0, 2**31 - 1),
+    "priority": (0,),
     "top_logprobs": (0, 20),
 }
 HOSTILE = (-1, 0, 2**63, -(2**63), 10**30, 1e308, -1e308, "1", "x", True, [1], {"a": 1}, 1.5)
@@ -59,7 +66,7 @@ def documented(name: str, value: object) -> bool:
         "frequency_penalty": (-2, 2, False),
         "repetition_penalty": (1e-9, 10, False),
         "seed": (-(2**63), 2**64 - 1, True),
-        "priority": (-(2**31), 2**31 - 1, True),
+        "priority": (0, 0, True),
         "top_logprobs": (0, 20, True),
     }
     low, high, integer = ranges[name]
@@ -120,6 +127,18 @@ async def test_values_in_range_and_null(client: httpx.AsyncClient, route: str) -
         ("cache_salt", "x" * 257),
         ("model", 5),
         ("min_tokens", 2000),
+        ("length_penalty", 1.5),
+        ("length_penalty", 0),
+        ("spaces_between_special_tokens", "no"),
+        ("truncate_prompt_tokens", -1),
+        ("prompt_logprobs", 0),
+        ("json_schema", {}),
+        ("guided_json", {}),
+        ("web_search_options", {}),
+        ("use_beam_search", True),
+        ("allowed_token_ids", [1]),
+        ("priority", 1),
+        ("priority", -1),
         *[(name, "x") for name in UNSUPPORTED],
     ],
     ids=lambda value: str(value)[:30],
@@ -153,6 +172,9 @@ async def test_bad_fields_name_themselves(
         ("chat_template_kwargs", 5),
         ("reasoning_effort", "huge"),
         ("modalities", ["audio"]),
+        ("chat_template", "{{ messages }}"),
+        ("documents", [{"title": "x"}]),
+        ("echo", True),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -172,6 +194,61 @@ async def test_missing_messages(client: httpx.AsyncClient) -> None:
 async def test_long_values_are_not_echoed(client: httpx.AsyncClient) -> None:
     answer = await client.post(CHAT, json={"messages": MESSAGES, "temperature": "s3cret" * 100})
     assert len(answer.json()["error"]["message"]) < 200
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+@pytest.mark.parametrize("value", [None, False, "", []], ids=repr)
+async def test_what_asks_for_nothing_is_accepted(client: httpx.AsyncClient, route: str, value: Any) -> None:
+    fields = dict.fromkeys([*UNSUPPORTED, "chat_template", "documents"], value)
+    answer = await client.post(route, json=body(route, **fields, echo=False))
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+async def test_defaults_of_others_are_accepted(client: httpx.AsyncClient, route: str) -> None:
+    fields = {"length_penalty": 1, "spaces_between_special_tokens": True, "priority": 0}
+    assert (await client.post(route, json=body(route, **fields))).status_code == 200
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+async def test_nobody_jumps_the_queue(client: httpx.AsyncClient, engine: Any, route: str) -> None:
+    answer = await client.post(route, json=body(route, priority=-5))
+    assert answer.status_code == 400
+    assert "first-come first-served" in answer.json()["error"]["message"]
+    assert "-5" in answer.json()["error"]["message"]
+    assert not engine.seen
+
+
+@pytest.mark.parametrize("name", TEMPLATE_UNSUPPORTED)
+async def test_tokenize_refuses_what_would_change_its_count(client: httpx.AsyncClient, name: str) -> None:
+    answer = await client.post("/tokenize", json={"messages": MESSAGES, name: "x"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == name
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (ChatRequest, "messages"),
+        (ChatRequest, "tools"),
+        (ChatRequest, "modalities"),
+        (ChatRequest, "stop_token_ids"),
+        (TokenizeRequest, "messages"),
+        (TokenizeRequest, "tools"),
+        (DetokenizeRequest, "tokens"),
+    ],
+)
+def test_a_list_of_wrong_entries_is_one_error(model: type[BaseModel], name: str) -> None:
+    base = {"messages": MESSAGES, "tokens": [1]}
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({**base, name: [None] * 1000})
+    assert caught.value.error_count() == 1
+
+
+def test_a_list_of_wrong_stops_is_one_error_per_kind() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate({"messages": MESSAGES, "stop": [None] * 1000})
+    assert caught.value.error_count() == 2
 
 
 @pytest.mark.parametrize("route", [CHAT, TEXT])
