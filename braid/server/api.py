@@ -10,25 +10,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from braid import __version__
-from braid.server.body import echo, read_json, validate
+from braid.server.body import echo, read_json
 from braid.server.chat import chat_answer, chat_events
 from braid.server.completions import CompletionWriter
 from braid.server.config import ServerContext
+from braid.server.encode import PromptEncoder, Tokens, check_context, engine_info
 from braid.server.errors import HttpError, json_response
 from braid.server.gate import RECORD
 from braid.server.generate import Call, Generation
 from braid.server.lifecycle import Lifecycle, RequestRecord
 from braid.server.metrics import ServerMetrics
 from braid.server.prompts import (
-    Tokens,
     chat_tokens,
-    check_context,
     check_messages,
     check_token_ids,
     completion_prompts,
     dropped_tools,
-    engine_info,
-    off_loop,
 )
 from braid.server.schemas import ChatRequest, CompletionRequest, RequestFields
 from braid.server.sse import EventStream
@@ -54,21 +51,23 @@ def served_name(context: ServerContext, model: str | None) -> str:
 class TextRoutes:
     """``/v1/chat/completions`` and ``/v1/completions``."""
 
-    def __init__(self, context: ServerContext, lifecycle: Lifecycle, metrics: ServerMetrics) -> None:
+    def __init__(
+        self, context: ServerContext, encoder: PromptEncoder, lifecycle: Lifecycle, metrics: ServerMetrics
+    ) -> None:
         self._context = context
+        self._encoder = encoder
         self._lifecycle = lifecycle
         self._metrics = metrics
 
     async def chat_completions(self, request: Request) -> Response:
-        context = self._context
-        body, size = await read_json(request, context.config)
-        fields = validate(ChatRequest, body)
+        context, encoder = self._context, self._encoder
+        fields, body, size = await read_json(request, ChatRequest, context.config)
         self._check(fields, body)
         check_messages(context, fields.messages, fields.tools)
         headers = _dropped_warning(dropped_tools(fields.tools))
         if fields.tool_choice == "none":
             fields.tools = None
-        prompt = await off_loop(context, size, lambda: chat_tokens(context, fields.messages, fields))
+        prompt = await encoder.off_loop(size, lambda: chat_tokens(context, encoder, fields.messages, fields))
         generation = self._generation(request, fields, (prompt,), "messages")
         tokenizer = context.tokenizer
         if fields.stream:
@@ -80,14 +79,15 @@ class TextRoutes:
         return json_response(answer, headers=headers)
 
     async def completions(self, request: Request) -> Response:
-        context = self._context
-        body, size = await read_json(request, context.config)
-        fields = validate(CompletionRequest, body)
+        context, encoder = self._context, self._encoder
+        fields, body, size = await read_json(request, CompletionRequest, context.config)
         self._check(fields, body)
         special = fields.add_special_tokens is not False
-        prompts = await off_loop(context, size, lambda: completion_prompts(context, fields.prompt, special))
+        prompts = await encoder.off_loop(
+            size, lambda: completion_prompts(context, encoder, fields.prompt, special)
+        )
         generation = self._generation(request, fields, prompts, "prompt")
-        echoed = await off_loop(context, size, lambda: self._echoed(fields, prompts))
+        echoed = await encoder.off_loop(size, lambda: self._echoed(fields, prompts))
         writer = CompletionWriter(generation, context.tokenizer, FINGERPRINT, echoed)
         if fields.stream:
             events = writer.events(include_usage=fields.include_usage)
@@ -98,7 +98,8 @@ class TextRoutes:
 
     def _check(self, fields: RequestFields, body: dict[str, Any]) -> None:
         """All that can be refused before the prompt is looked at."""
-        self._metrics.ignored_fields.inc(len(body.keys() - type(fields).model_fields.keys()))
+        known = sum(name in body for name in type(fields).model_fields)
+        self._metrics.ignored_fields.inc(len(body) - known)
         fields.model = served_name(self._context, fields.model)
         fields.check(body)
         engine_info(self._context)
@@ -125,20 +126,22 @@ class TextRoutes:
         """The call, checked against the engine's limits; nothing has been asked of the engine yet."""
         info = engine_info(self._context)
         params = fields.params(self._context.config.max_stop)
+        limit, default = info.max_model_len, fields.default_max_tokens
+        lengths = tuple(
+            check_context(len(prompt), params.max_tokens, limit, param, default) for prompt in prompts
+        )
         for prompt in prompts:
             check_token_ids(prompt, info.vocab_size, param)
         check_token_ids(params.stop_token_ids, info.vocab_size, "stop_token_ids")
         check_token_ids(tuple(params.logit_bias), info.vocab_size, "logit_bias")
-        limit = info.max_model_len
         record = _record(request)
         call = Call(
             id=f"{'chatcmpl' if isinstance(fields, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}",
             model=served_name(self._context, fields.model),
             created=int(time.time()),
             prompts=prompts,
-            max_tokens=tuple(check_context(prompt, params.max_tokens, limit, param) for prompt in prompts),
+            max_tokens=lengths,
             params=params,
-            priority=fields.priority or 0,
             cache_salt=fields.cache_salt or "",
             arrival=record.start,
             return_token_ids=bool(fields.return_token_ids),

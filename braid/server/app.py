@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from braid.server.api import TextRoutes
 from braid.server.config import ServerContext
+from braid.server.encode import PromptEncoder
 from braid.server.errors import HttpError
 from braid.server.gate import Gate
 from braid.server.info import InfoRoutes
@@ -36,8 +37,9 @@ def create_app(context: ServerContext) -> FastAPI:
 def _routes(
     context: ServerContext, lifecycle: Lifecycle, metrics: ServerMetrics
 ) -> tuple[tuple[str, str, Endpoint], ...]:
-    text = TextRoutes(context, lifecycle, metrics)
-    info = InfoRoutes(context, lifecycle, metrics)
+    encoder = PromptEncoder(context)
+    text = TextRoutes(context, encoder, lifecycle, metrics)
+    info = InfoRoutes(context, encoder, lifecycle, metrics)
     return (
         ("POST", "/v1/chat/completions", text.chat_completions),
         ("POST", "/v1/completions", text.completions),

@@ -22,8 +22,13 @@ class ServerConfig:
         max_body_bytes: a longer request body is answered with 413.
         body_timeout: seconds a request body may take to arrive.
         max_json_depth: deepest nesting of a request body.
+        max_json_brackets, max_json_commas: most of these bytes in a body, inside strings or not. They bound the objects
+            that parsing makes (memory, and time in which nothing else runs); text and token ids that fill a context
+            of a million tokens have fewer.
         max_messages, max_tools, max_stop, max_prompts: most entries of these lists in one request.
         offload_bytes: template and tokeniser run in a worker thread for bodies longer than this.
+        large_bytes: longer bodies are parsed in a worker thread too, longer text is measured before it is tokenised.
+        max_large_prompts: how many bodies longer than ``large_bytes`` are tokenised at once.
         keepalive_seconds: a stream that is silent for so long gets a comment.
         slow_reader_seconds: a reader that takes nothing for so long is dropped.
         drain_timeout: seconds that requests in flight get to finish after SIGTERM.
@@ -36,11 +41,15 @@ class ServerConfig:
     max_body_bytes: int = 32 * MIB
     body_timeout: float = 60.0
     max_json_depth: int = 64
+    max_json_brackets: int = 400_000
+    max_json_commas: int = 2_000_000
     max_messages: int = 16_384
     max_tools: int = 256
     max_stop: int = 4
     max_prompts: int = 128
     offload_bytes: int = 8192
+    large_bytes: int = 256 << 10
+    max_large_prompts: int = 2
     keepalive_seconds: float = 15.0
     slow_reader_seconds: float = 30.0
     drain_timeout: float = 30.0

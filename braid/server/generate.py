@@ -34,7 +34,6 @@ class Call:
     prompts: tuple[tuple[int, ...], ...]
     max_tokens: tuple[int, ...]
     params: SamplingParams
-    priority: int
     cache_salt: str
     arrival: float
     return_token_ids: bool
@@ -48,7 +47,6 @@ class Call:
                 request_id=f"{self.id}-{prompt * n + output}",
                 prompt_token_ids=self.prompts[prompt],
                 params=replace(outputs[output], max_tokens=self.max_tokens[prompt]),
-                priority=self.priority,
                 cache_salt=self.cache_salt,
             )
             for prompt in range(len(self.prompts))

@@ -11,12 +11,13 @@ from starlette.responses import Response
 from braid import __version__
 from braid.core.errors import EngineDeadError, InvalidParameterError
 from braid.server.api import served_name
-from braid.server.body import read_json, validate
+from braid.server.body import read_json
 from braid.server.config import ServerContext
+from braid.server.encode import PromptEncoder, Tokens, engine_info
 from braid.server.errors import json_response, unavailable
 from braid.server.lifecycle import Lifecycle, shutting_down
 from braid.server.metrics import CONTENT_TYPE, Gauges, ServerMetrics
-from braid.server.prompts import Tokens, chat_tokens, check_messages, check_token_ids, engine_info, off_loop
+from braid.server.prompts import chat_tokens, check_messages, check_token_ids
 from braid.server.schemas import DetokenizeRequest, TokenizeRequest
 
 _LOADING_RETRY_SECONDS = 2.0
@@ -26,8 +27,11 @@ _STATS_TIMEOUT = 2.0
 class InfoRoutes:
     """Everything that generates no text."""
 
-    def __init__(self, context: ServerContext, lifecycle: Lifecycle, metrics: ServerMetrics) -> None:
+    def __init__(
+        self, context: ServerContext, encoder: PromptEncoder, lifecycle: Lifecycle, metrics: ServerMetrics
+    ) -> None:
         self._context = context
+        self._encoder = encoder
         self._lifecycle = lifecycle
         self._metrics = metrics
 
@@ -79,10 +83,10 @@ class InfoRoutes:
 
     async def tokenize(self, request: Request) -> Response:
         context = self._context
-        body, size = await read_json(request, context.config)
-        fields = validate(TokenizeRequest, body)
+        fields, body, size = await read_json(request, TokenizeRequest, context.config)
         served_name(context, fields.model)
-        tokens = await off_loop(context, size, lambda: self._tokens(fields))
+        fields.check(body)
+        tokens = await self._encoder.off_loop(size, lambda: self._tokens(fields))
         answer: dict[str, Any] = {
             "count": len(tokens),
             "max_model_len": engine_info(context).max_model_len,
@@ -97,16 +101,19 @@ class InfoRoutes:
             raise InvalidParameterError("give either prompt or messages", param="prompt")
         if fields.messages is not None:
             check_messages(self._context, fields.messages, fields.tools)
-            return chat_tokens(self._context, fields.messages, fields)
+            return chat_tokens(self._context, self._encoder, fields.messages, fields)
         special = fields.add_special_tokens is not False
-        return tuple(self._context.tokenizer.encode(fields.prompt or "", add_special_tokens=special))
+        return self._encoder.encode(fields.prompt or "", "prompt", add_special_tokens=special)
 
     async def detokenize(self, request: Request) -> Response:
         context = self._context
-        body, size = await read_json(request, context.config)
-        fields = validate(DetokenizeRequest, body)
+        fields, _, size = await read_json(request, DetokenizeRequest, context.config)
         served_name(context, fields.model)
-        check_token_ids(fields.tokens, engine_info(context).vocab_size, "tokens")
+        info = engine_info(context)
+        if len(fields.tokens) > info.max_model_len:
+            message = f"tokens has {len(fields.tokens)} ids, the model's context is {info.max_model_len}"
+            raise InvalidParameterError(message, param="tokens")
+        check_token_ids(fields.tokens, info.vocab_size, "tokens")
         decode = context.tokenizer.decode
-        text = await off_loop(context, size, lambda: decode(fields.tokens, skip_special_tokens=False))
+        text = await self._encoder.off_loop(size, lambda: decode(fields.tokens, skip_special_tokens=False))
         return json_response({"prompt": text})

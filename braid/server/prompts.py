@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from braid.core.errors import EngineDeadError, InvalidParameterError
-from braid.engine.protocol import EngineInfo
+from braid.core.errors import InvalidParameterError
 from braid.server.body import echo
 from braid.server.config import ServerContext
+from braid.server.encode import PromptEncoder, Tokens, check_length, engine_info
 from braid.server.schemas import TemplateFields
 
-Result = TypeVar("Result")
 Message = dict[str, Any]
-Tokens = tuple[int, ...]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 RENDER_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 
-async def off_loop(context: ServerContext, size: int, work: Callable[[], Result]) -> Result:
-    """Run ``work`` here if the request is small, else in a worker thread: the tokeniser releases the interpreter."""
-    if size <= context.config.offload_bytes:
-        return work()
-    return await asyncio.to_thread(work)
-
-
-def engine_info(context: ServerContext) -> EngineInfo:
-    """Raises EngineDeadError as long as the engine has not been ready once."""
-    info = context.engine.info
-    if info is None:
-        raise EngineDeadError("the engine is still loading its model")
-    return info
-
-
-def chat_tokens(context: ServerContext, messages: Sequence[Message], fields: TemplateFields) -> Tokens:
+def chat_tokens(
+    context: ServerContext, encoder: PromptEncoder, messages: Sequence[Message], fields: TemplateFields
+) -> Tokens:
     """Render the conversation and tokenise it; the template writes the special tokens.
 
     Raises:
-        InvalidParameterError: a message is malformed, or the template refuses the conversation.
+        InvalidParameterError: a message is malformed, the template refuses the conversation, or it cannot fit.
     """
     text = render_chat(context, messages, fields)
-    return tuple(context.tokenizer.encode(text, add_special_tokens=False))
+    return encoder.encode(text, "messages", add_special_tokens=False)
 
 
 def render_chat(context: ServerContext, messages: Sequence[Message], fields: TemplateFields) -> str:
@@ -107,12 +91,12 @@ def dropped_tools(tools: Sequence[Message] | None) -> list[str]:
 
 
 def completion_prompts(
-    context: ServerContext, prompt: object, add_special_tokens: bool
+    context: ServerContext, encoder: PromptEncoder, prompt: object, add_special_tokens: bool
 ) -> tuple[Tokens, ...]:
     """A string, a list of strings, token ids, or a list of token-id lists.
 
     Raises:
-        InvalidParameterError: another shape, no prompt at all, or too many.
+        InvalidParameterError: another shape, no prompt at all, too many, or one too long for the context.
     """
     one = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and type(prompt[0]) is int)
     entries = [prompt] if one else prompt
@@ -120,16 +104,22 @@ def completion_prompts(
     if not isinstance(entries, list) or not 1 <= len(entries) <= limit:
         message = f"prompt must be a string, token ids, or a list of 1 to {limit} of either"
         raise InvalidParameterError(message, param="prompt")
-    return tuple(_prompt(context, entry, add_special_tokens) for entry in entries)
+    max_model_len = engine_info(context).max_model_len
+    return tuple(_prompt(encoder, entry, add_special_tokens, max_model_len) for entry in entries)
 
 
-def _prompt(context: ServerContext, entry: object, add_special_tokens: bool) -> Tokens:
+def _prompt(encoder: PromptEncoder, entry: object, add_special_tokens: bool, max_model_len: int) -> Tokens:
+    """One prompt. Its length is checked here, before anything looks at its ids or at the prompts behind it."""
     if isinstance(entry, str):
         if not entry:
             raise InvalidParameterError("prompt must not be empty", param="prompt")
-        return tuple(context.tokenizer.encode(entry, add_special_tokens=add_special_tokens))
-    if isinstance(entry, list) and entry and set(map(type, entry)) == {int}:
-        return tuple(entry)
+        tokens = encoder.encode(entry, "prompt", add_special_tokens=add_special_tokens)
+        check_length(len(tokens), max_model_len, "prompt")
+        return tokens
+    if isinstance(entry, list) and entry:
+        check_length(len(entry), max_model_len, "prompt")
+        if set(map(type, entry)) == {int}:
+            return tuple(entry)
     message = "prompt must be non-empty strings or non-empty lists of token ids"
     raise InvalidParameterError(message, param="prompt")
 
@@ -140,23 +130,3 @@ def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
         bad = next(token for token in ids if not 0 <= token < vocab_size)
         message = f"{param} has token id {echo(bad)} outside the vocabulary [0, {vocab_size})"
         raise InvalidParameterError(message, param=param)
-
-
-def check_context(prompt: Tokens, max_tokens: int | None, limit: int, param: str) -> int:
-    """Tokens that may be generated: ``max_tokens``, or what the context leaves.
-
-    Raises:
-        InvalidParameterError: ``context_length_exceeded`` naming what was asked and what is allowed.
-    """
-    remaining = limit - len(prompt)
-    if not prompt:
-        raise InvalidParameterError("the prompt has no tokens", param=param)
-    if remaining < max(1, max_tokens or 1):
-        wanted = f" and max_tokens {max_tokens}" if max_tokens is not None else ""
-        total = len(prompt) + (max_tokens or 1)
-        message = (
-            f"the model's context is {limit} tokens, but the prompt has {len(prompt)} tokens{wanted}: "
-            f"{total} tokens are asked for"
-        )
-        raise InvalidParameterError(message, param=param, code="context_length_exceeded")
-    return remaining if max_tokens is None else max_tokens

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from braid.server.body import nesting_exceeds, parse_object
+from braid.core.errors import InvalidParameterError
+from braid.server import body as body_module
+from braid.server.body import nesting_exceeds, parse_object, validate
 from braid.server.config import ServerConfig
 from braid.server.errors import HttpError
+from braid.server.schemas import ChatRequest
 
 CHAT = "/v1/chat/completions"
 ROUTES = (CHAT, "/v1/completions", "/tokenize", "/detokenize")
@@ -35,6 +42,28 @@ def nested(depth: int) -> bytes:
 )
 def test_nesting(body: bytes, deep: bool) -> None:
     assert nesting_exceeds(body, 64) is deep
+
+
+TEXT = st.text(st.sampled_from('a"\\[]{},:'), max_size=12)
+JSON_VALUES = st.recursive(
+    TEXT | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=20,
+)
+
+
+def depth(value: Any) -> int:
+    if not isinstance(value, (list, dict)):
+        return 0
+    return 1 + max(map(depth, value.values() if isinstance(value, dict) else value), default=0)
+
+
+@given(JSON_VALUES)
+def test_nesting_is_exact(value: Any) -> None:
+    body = json.dumps(value).encode()
+    assert not nesting_exceeds(body, depth(value))
+    if depth(value) > 0:
+        assert nesting_exceeds(body, depth(value) - 1)
 
 
 @pytest.mark.parametrize("unit", [b'"\\"', b'\\"', b"[{", b"[]", b'"', b"\\"])
@@ -81,12 +110,64 @@ async def test_malformed_json_is_400(client: httpx.AsyncClient, route: str, body
 
 
 def test_the_last_of_duplicate_keys_wins() -> None:
-    assert parse_object(b'{"a": 1, "a": 2}', 64) == {"a": 2}
+    assert parse_object(b'{"a": 1, "a": 2}', ServerConfig()) == {"a": 2}
 
 
 def test_depth_is_counted_before_parsing() -> None:
     with pytest.raises(HttpError, match="deeper than 64"):
-        parse_object(nested(100_000), 64)
+        parse_object(nested(100_000), ServerConfig())
+
+
+@pytest.mark.parametrize("unit", [b"{},", b"[],", b"[{", b"]", b'"[",', b"[[[" * 20 + b"]]]" * 20])
+def test_brackets_are_counted_before_anything_else(unit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "nesting_exceeds", None)
+    with pytest.raises(HttpError, match="more than 400000 brackets"):
+        parse_object(b'{"messages":[' + unit * 400_000 + b"1]}", ServerConfig())
+
+
+@pytest.mark.parametrize("unit", [b"1,", b'"",', b'"a":1,'])
+def test_commas_are_counted_before_anything_else(unit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "nesting_exceeds", None)
+    with pytest.raises(HttpError, match="more than 2000000 commas"):
+        parse_object(b'{"prompt":[' + unit * 2_000_001 + b"1]}", ServerConfig())
+
+
+def test_many_parts_are_fine_up_to_the_bounds() -> None:
+    config = ServerConfig(max_json_brackets=6, max_json_commas=3)
+    assert parse_object(b'{"a":["[",",[",1]}', config) == {"a": ["[", ",[", 1]}
+    with pytest.raises(HttpError, match="6 brackets"):
+        parse_object(b'{"a":["[","[[",1]}', config)
+    with pytest.raises(HttpError, match="3 commas"):
+        parse_object(b'{"a":["[",",,",1]}', config)
+
+
+@pytest.mark.parametrize("name", ["metadata", "logit_bias"])
+def test_an_object_of_wrong_entries_is_not_looked_through(name: str) -> None:
+    wrong = {str(number): None for number in range(2049)}
+    with pytest.raises(InvalidParameterError, match="2049 keys, at most 2048") as caught:
+        validate(ChatRequest, {"messages": [], name: wrong})
+    assert caught.value.param == name
+
+
+class TestThread:
+    @pytest.fixture
+    def config(self) -> ServerConfig:
+        return ServerConfig(large_bytes=1000)
+
+    @pytest.mark.parametrize(("size", "apart"), [(900, False), (1100, True)])
+    async def test_large_bodies_are_parsed_off_the_loop(
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, size: int, apart: bool
+    ) -> None:
+        threads = []
+
+        def parse(body: bytes, config: ServerConfig) -> dict[str, Any]:
+            threads.append(threading.get_ident())
+            return parse_object(body, config)
+
+        monkeypatch.setattr(body_module, "parse_object", parse)
+        answer = await client.post("/tokenize", json={"prompt": "x" * size})
+        assert answer.json()["count"] == size
+        assert (threads[0] != threading.get_ident()) is apart
 
 
 @pytest.mark.parametrize(

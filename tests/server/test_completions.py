@@ -10,7 +10,7 @@ ROUTE = "/v1/completions"
 
 
 async def ask(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
-    return await client.post(ROUTE, json=fields)
+    return await client.post(ROUTE, json={"max_tokens": 50, **fields})
 
 
 async def test_answer(client: httpx.AsyncClient, engine: Any) -> None:
@@ -123,5 +123,24 @@ async def test_context_length(client: httpx.AsyncClient, max_tokens: int) -> Non
 
 async def test_the_whole_context_may_be_used(client: httpx.AsyncClient) -> None:
     assert (await ask(client, prompt="hi", max_tokens=1022)).status_code == 200
-    assert (await ask(client, prompt="x" * 1023)).status_code == 200
-    assert (await ask(client, prompt="x" * 1024)).status_code == 400
+    assert (await ask(client, prompt="x" * 1023, max_tokens=None)).status_code == 200
+    assert (await ask(client, prompt="x" * 1024, max_tokens=None)).status_code == 400
+
+
+async def test_absent_max_tokens_means_sixteen(client: httpx.AsyncClient, engine: Any) -> None:
+    body = (await client.post(ROUTE, json={"prompt": "hi"})).json()
+    assert body["usage"]["completion_tokens"] == 16
+    assert body["choices"][0]["finish_reason"] == "length"
+    await client.post(ROUTE, json={"prompt": ["hi", "x" * 1020], "max_tokens": None})
+    assert [request.params.max_tokens for request in engine.seen] == [16, 16, 4]
+
+
+@pytest.mark.parametrize("ids", [[10**9] * 1024, ["x"] * 1024, [None] * 5000])
+@pytest.mark.parametrize("nested", [False, True])
+async def test_length_is_checked_before_ids(client: httpx.AsyncClient, ids: Any, nested: bool) -> None:
+    if not nested:
+        ids = [1, *ids[1:]]  # the first entry tells token ids from a list of prompts
+    error = (await ask(client, prompt=[ids] if nested else ids)).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert str(len(ids)) in error["message"]
+    assert "1024" in error["message"]

@@ -40,6 +40,13 @@ async def test_bad_detokenize(client: httpx.AsyncClient, tokens: Any) -> None:
     assert answer.json()["error"]["param"] == "tokens"
 
 
+async def test_detokenize_takes_a_context_at_most(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/detokenize", json={"tokens": [1] * 1024})).status_code == 200
+    answer = await client.post("/detokenize", json={"tokens": [10**9] * 1025})
+    assert answer.status_code == 400
+    assert "1025" in answer.json()["error"]["message"]
+
+
 async def test_ready_follows_the_engine(client: httpx.AsyncClient, engine: Any) -> None:
     assert (await client.get("/ready")).status_code == 200
     engine.ready = False
