@@ -22,9 +22,9 @@ class ServerConfig:
         max_body_bytes: a longer request body is answered with 413.
         body_timeout: seconds a request body may take to arrive.
         max_json_depth: deepest nesting of a request body.
-        max_json_brackets, max_json_commas: most of these bytes in a body, inside strings or not. They bound the objects
-            that parsing makes (memory, and time in which nothing else runs); text and token ids that fill a context
-            of a million tokens have fewer.
+        max_json_brackets, max_json_colons, max_json_commas: most of these bytes in a body, inside strings or not. They
+            bound the containers, keys and values that parsing makes, and with them memory (some 0.3 GB) and the time
+            in which nothing else runs (some 0.3 s). Prompts as long as a context of 100,000 tokens have far fewer.
         max_messages, max_tools, max_stop, max_prompts: most entries of these lists in one request.
         offload_bytes: template and tokeniser run in a worker thread for bodies longer than this.
         large_bytes: longer bodies are parsed in a worker thread too, longer text is measured before it is tokenised.
@@ -42,6 +42,7 @@ class ServerConfig:
     body_timeout: float = 60.0
     max_json_depth: int = 64
     max_json_brackets: int = 400_000
+    max_json_colons: int = 400_000
     max_json_commas: int = 2_000_000
     max_messages: int = 16_384
     max_tools: int = 256

@@ -125,7 +125,13 @@ def test_brackets_are_counted_before_anything_else(unit: bytes, monkeypatch: pyt
         parse_object(b'{"messages":[' + unit * 400_000 + b"1]}", ServerConfig())
 
 
-@pytest.mark.parametrize("unit", [b"1,", b'"",', b'"a":1,'])
+def test_colons_are_counted_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "nesting_exceeds", None)
+    with pytest.raises(HttpError, match="more than 400000 colons"):
+        parse_object(b"{" + b'"a":1,' * 400_001 + b'"b":1}', ServerConfig())
+
+
+@pytest.mark.parametrize("unit", [b"1,", b'"",'])
 def test_commas_are_counted_before_anything_else(unit: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body_module, "nesting_exceeds", None)
     with pytest.raises(HttpError, match="more than 2000000 commas"):
