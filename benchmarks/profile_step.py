@@ -24,8 +24,9 @@ class Reading(NamedTuple):
 def profile(llm: LLM, streams: int, prompt_tokens: int, new_tokens: int) -> list[dict[str, Any]]:
     """Milliseconds and share per part of a step in which ``streams`` requests decode.
 
-    ``model`` and ``sampler`` are timed around the calls into torch and the native kernels; ``batch`` builds the
-    tensors; ``loop`` is the rest: scheduling, bookkeeping, handing out tokens, and passing plans between threads.
+    ``kernels`` is the one foreign call that replays the blocks' native kernels, ``head`` and ``sampler`` are timed
+    around their tensor operations; ``prepare`` writes the plan into the input tensors; ``loop`` is the rest: scheduling,
+    bookkeeping, handing out tokens, and passing plans between threads.
     """
     counters = llm._core.runner.times
     readings: list[Reading] = []
@@ -47,16 +48,18 @@ def profile(llm: LLM, streams: int, prompt_tokens: int, new_tokens: int) -> list
 def _rows(begin: Reading, end: Reading) -> list[dict[str, Any]]:
     steps = end.times.steps - begin.times.steps
     wall = end.clock - begin.clock
-    model = end.times.forward - begin.times.forward
+    kernels = end.times.kernels - begin.times.kernels
+    head = end.times.head - begin.times.head
     sampler = end.times.sample - begin.times.sample
-    batch = end.times.build - begin.times.build
-    loop = wall - model - sampler - batch
+    prepare = end.times.prepare - begin.times.prepare
+    loop = wall - kernels - head - sampler - prepare
     parts = {
-        "model": model,
+        "kernels": kernels,
+        "head": head,
         "sampler": sampler,
-        "batch": batch,
+        "prepare": prepare,
         "loop": loop,
-        "overhead (batch + loop)": batch + loop,
+        "overhead (prepare + loop)": prepare + loop,
     }
     parts["whole step"] = wall
     return [

@@ -16,7 +16,7 @@ from braid.checkpoint.weights import iter_weights
 from braid.core.config import EngineConfig
 from braid.core.errors import InvalidParameterError
 from braid.core.spec import ModelSpec
-from braid.device.machine import probe
+from braid.device.machine import probe, usable_cores
 from braid.engine.core import EngineCore
 from braid.engine.protocol import EngineInfo
 from braid.models.loading import load_weights
@@ -59,8 +59,7 @@ def build_engine(
     if checkpoint is None:
         checkpoint = open_checkpoint(resolve(config.model, progress=progress, offline=config.offline))
     device = pick_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or usable_cores())
     dtype = pick_dtype(config.dtype, checkpoint)
     spec = model_spec(config.model, checkpoint.config)
     plan = plan_memory(config, spec, dtype, device)

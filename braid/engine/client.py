@@ -46,6 +46,10 @@ _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 30.0
 _STABLE_AFTER = 60.0
 _STOP_GRACE = 5.0
+_LAST_WORDS = 0.05
+"""Seconds in which the last messages of an ended process, such as its reason, are still read."""
+_LONGEST_SOCKET_FOLDER = 80
+"""A local socket's path has some 100 characters at most."""
 
 
 class _Engine:
@@ -67,7 +71,15 @@ class _Engine:
         self._encoder = msgspec.msgpack.Encoder()
 
     async def send(self, message: ToEngine) -> None:
-        await self.sender.send(self._encoder.encode(message))
+        """Hand a message to the socket.
+
+        Raises:
+            EngineDeadError: nobody is at the other end. There is no high-water mark: a peer that lives takes it.
+        """
+        try:
+            await self.sender.send(self._encoder.encode(message), zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            raise EngineDeadError(f"the engine process is gone: {error}") from None
 
     def fail(self, error: BraidError) -> None:
         """Give everyone who waits on this life a terminal error."""
@@ -105,7 +117,7 @@ class ProcessClient:
         self._eos_token_ids = eos_token_ids
         self._on_progress = on_progress or (lambda what, done, total: None)
         self._log_level = log_level
-        self._folder = Path(tempfile.mkdtemp(prefix="braid-"))  # 0700: nobody else may speak to the engine
+        self._folder = _private_folder()
         self._context = zmq.asyncio.Context()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._numbers = itertools.count()
@@ -172,8 +184,8 @@ class ProcessClient:
     async def _stop(self, engine: _Engine, process: asyncio.subprocess.Process, serving: bool) -> None:
         """Ask a serving engine to end; one that has not come so far, or does not end, is killed."""
         if process.returncode is None and serving:
-            await engine.send(Stop())
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, EngineDeadError):
+                await engine.send(Stop())
                 await asyncio.wait_for(process.wait(), _STOP_GRACE)
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -196,8 +208,9 @@ class ProcessClient:
                     return
         finally:
             # The reader of the socket removes a stream that has ended; one still there was left early.
-            if engine.streams.pop(request.request_id, None) is not None and engine is self._engine:
-                await engine.send(Abort(request.request_id))
+            if engine.streams.pop(request.request_id, None) is not None:
+                with contextlib.suppress(EngineDeadError):
+                    await engine.send(Abort(request.request_id))
 
     async def stats(self) -> EngineStats:
         """See ``EngineClient.stats``."""
@@ -217,28 +230,38 @@ class ProcessClient:
         backoff = _FIRST_BACKOFF
         while True:
             began = time.monotonic()
-            engine = _Engine(self._context, self._folder, next(self._numbers))
-            self._engine = engine
             try:
-                code = await self._live(engine)
-            finally:
-                self._ready = False
-                engine.fail(EngineDeadError("the engine process ended before the request was finished"))
-                engine.close()
+                end = f"ended with status {await self._one_life()}"
+            except Exception as error:  # whatever it is, the next life may go better
+                logger.exception("the engine process could not be run")
+                end = f"could not be run: {error}"
             if self._closing:
                 return
             if not self._has_been_ready():
-                self._refuse_start(
-                    EngineDeadError(f"the engine process ended with status {code} while starting")
-                )
+                self._refuse_start(EngineDeadError(f"the engine process {end} while starting"))
                 return
             if time.monotonic() - began > _STABLE_AFTER:
                 backoff = _FIRST_BACKOFF
             self._restarts += 1
             self._down_reason = "the engine process died and is being restarted"
-            logger.error("the engine process ended with status %s; restarting it in %.1f s", code, backoff)
+            logger.error("the engine process %s; restarting it in %.1f s", end, backoff)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
+
+    async def _one_life(self) -> int:
+        """Run one engine process from start to end; returns its exit status. Nothing of it is left behind."""
+        engine = _Engine(self._context, self._folder, next(self._numbers))
+        self._engine = engine
+        try:
+            return await self._live(engine)
+        finally:
+            self._mourn(engine)
+            engine.close()
+
+    def _mourn(self, engine: _Engine) -> None:
+        """Nothing more comes from this life: turn new requests away, and end those that wait."""
+        self._ready = False
+        engine.fail(EngineDeadError("the engine process ended before the request was finished"))
 
     def _has_been_ready(self) -> bool:
         return self._info is not None
@@ -258,29 +281,42 @@ class ProcessClient:
             start_new_session=True,  # Ctrl-C goes to the server, which drains first
         )
         engine.process = process
+        reader = asyncio.create_task(self._read(engine), name="engine-reader")
+        ended = asyncio.create_task(process.wait(), name="engine-end")
+        try:
+            await self._instruct(engine, process)
+            await asyncio.wait([reader, ended], return_when=asyncio.FIRST_COMPLETED)
+            self._ready = False
+            if reader.done():  # an engine that nobody understands any more is of no use
+                reader.result()
+            await asyncio.wait([reader], timeout=_LAST_WORDS)
+            return await ended
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            await asyncio.wait([ended])
+            reader.cancel()
+            await asyncio.wait([reader])
+
+    async def _instruct(self, engine: _Engine, process: asyncio.subprocess.Process) -> None:
+        """Send ``Start``, and leave the pipe open: its end tells the engine that we are gone."""
         assert process.stdin is not None
         eos_token_ids = await asyncio.to_thread(self._eos_token_ids)
         start = Start(self._config, eos_token_ids, engine.to_address, engine.from_address, self._log_level)
-        with contextlib.suppress(ConnectionError):  # a process that died at once is seen below
+        with contextlib.suppress(ConnectionError):  # a process that died at once is seen by its end
             process.stdin.write(msgspec.json.encode(start) + b"\n")
             await process.stdin.drain()
-        reader = asyncio.create_task(self._read(engine), name="engine-reader")
-        try:
-            return await process.wait()
-        finally:
-            process.stdin.close()
-            await self._drain_reader(reader)
-
-    async def _drain_reader(self, reader: asyncio.Task[None]) -> None:
-        """Let the last messages of an ended process (such as its reason) be read, then stop reading."""
-        await asyncio.wait([reader], timeout=0.05)
-        reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await reader
 
     async def _read(self, engine: _Engine) -> None:
         while True:
-            self._handle(engine, self._decoder.decode(await engine.receiver.recv()))
+            message = self._decoder.decode(await engine.receiver.recv())
+            if isinstance(message, Ready):
+                while not await engine.sender.poll(
+                    100, zmq.POLLOUT
+                ):  # its other socket may still be connecting
+                    pass
+            self._handle(engine, message)
 
     def _handle(self, engine: _Engine, message: FromEngine) -> None:
         if isinstance(message, Deltas):
@@ -318,3 +354,12 @@ class ProcessClient:
         self._down_reason = ""
         if self._first_ready is not None and not self._first_ready.done():
             self._first_ready.set_result(None)
+
+
+def _private_folder() -> Path:
+    """A folder for sockets that only this user may enter (0700): nobody else may speak to the engine."""
+    folder = tempfile.mkdtemp(prefix="braid-")
+    if len(folder) <= _LONGEST_SOCKET_FOLDER:
+        return Path(folder)
+    shutil.rmtree(folder)
+    return Path(tempfile.mkdtemp(prefix="braid-", dir="/tmp"))

@@ -78,7 +78,9 @@ class EngineCore:
             EngineDeadError: the loop has ended.
         """
         self._require_alive()
-        self._loop.post(lambda scheduler, now: self._add(request, _Sink(on_delta, on_error), now))
+        sink = _Sink(on_delta, on_error)
+        added = self._loop.post(lambda scheduler, now: self._add(request, sink, now))
+        added.add_done_callback(lambda future: _report(future, on_error))
 
     def abort(self, request_id: str) -> None:
         """End a request; unknown or finished ids are ignored. Safe from any thread."""
@@ -108,6 +110,7 @@ class EngineCore:
     def _serve(self) -> None:
         try:
             self._loop.run(lambda: self._stopping)
+            self._loop.close(EngineDeadError("the engine was closed"))
         except BaseException as error:
             logger.exception("the engine loop ended")
             self._failure = error
@@ -116,17 +119,16 @@ class EngineCore:
 
     def _fail_all(self, error: BraidError) -> None:
         sinks, self._sinks = self._sinks, {}
-        for sink in sinks.values():
-            sink.on_error(error)
+        for request_id, sink in sinks.items():
+            try:
+                sink.on_error(error)
+            except Exception:
+                logger.exception("nobody hears that request %s failed", request_id)
 
     def _add(self, wanted: GenerateRequest, sink: _Sink, now: float) -> None:
-        try:
-            self._check(wanted)
-            self._scheduler.add(self._admit(wanted), now)
-        except BraidError as error:
-            sink.on_error(error)
-        else:
-            self._sinks[wanted.request_id] = sink
+        self._check(wanted)
+        self._scheduler.add(self._admit(wanted), now)
+        self._sinks[wanted.request_id] = sink
 
     def _check(self, wanted: GenerateRequest) -> None:
         if wanted.request_id in self._sinks:
@@ -177,3 +179,14 @@ class EngineCore:
                 logger.exception("nobody takes the output of request %s", delta.request_id)
                 self._abort(delta.request_id, self.runner.now())
         self.on_step()
+
+
+def _report(added: Future[None], on_error: OnError) -> None:
+    """Tell the caller of ``submit`` why a request was not admitted."""
+    error = added.exception()
+    if error is None:
+        return
+    if not isinstance(error, BraidError):
+        logger.error("a request could not be admitted", exc_info=error)
+        error = BraidError(f"the request could not be admitted: {error!r}")
+    on_error(error)

@@ -105,14 +105,14 @@ def serve(start: Start) -> None:
     """Build the engine, say Ready, and serve until told to stop."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     wire = Wire(context, start.from_engine)
+    inbox = context.socket(zmq.PULL)
+    inbox.connect(start.to_engine)
     try:
         built = build_engine(start.config, eos_token_ids=start.eos_token_ids, progress=WireProgress(wire))
     except BraidError as error:
         wire.send(refusal(None, error))
         context.destroy(linger=1000)
         sys.exit(2)
-    inbox = context.socket(zmq.PULL)
-    inbox.connect(start.to_engine)
     core = built.core
     outbox = Outbox(wire)
     core.on_step = outbox.flush

@@ -21,7 +21,15 @@ from braid.kernels.library import Call, Library
 
 _REPLAY = Struct("6q").pack
 _CALL = Struct("3q")
-_ALLOCATIONS = frozenset((torch.ops.aten.new_empty, torch.ops.aten.empty))
+_ALLOCATIONS = frozenset(
+    (
+        torch.ops.aten.empty,
+        torch.ops.aten.empty_like,
+        torch.ops.aten.empty_strided,
+        torch.ops.aten.new_empty,
+        torch.ops.aten.new_empty_strided,
+    )
+)
 
 
 class UnrecordableError(Exception):
@@ -53,7 +61,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _same_storage(args: tuple[Any, ...], out: Any) -> bool:
     """Are all of an operation's results views of its first argument?"""
     results = out if isinstance(out, (tuple, list)) else (out,)
-    source = args[0]
+    source = args[0] if args else None
     return isinstance(source, Tensor) and all(
         isinstance(result, Tensor)
         and result.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()

@@ -6,6 +6,7 @@ The kernels, their order and their arguments are those of the model's own forwar
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -54,6 +55,7 @@ class _Recorded:
         self._turns = model.turns(self._positions_B, 1)
         self._kv = kv
         self.tape: Tape | None = None
+        self.kernel_seconds = 0.0
         self.hidden_BD: Tensor = self._x_BD
 
     def run(self, works: Sequence[Work]) -> Tensor:
@@ -64,10 +66,12 @@ class _Recorded:
         for (cos, sin), (new_cos, new_sin) in zip(self._turns, turns, strict=True):
             cos.copy_(new_cos)
             sin.copy_(new_sin)
+        begin = time.perf_counter()
         if self.tape is None:
             self.tape, self.hidden_BD = ops.record(self._compute)
         else:
             self.tape.replay()
+        self.kernel_seconds += time.perf_counter() - begin
         return self.hidden_BD
 
     def _compute(self) -> Tensor:
@@ -96,8 +100,8 @@ class DecodeReplay:
         self._recorded: OrderedDict[tuple[int, int], _Recorded] = OrderedDict()
         self._refused: set[int] = set()
 
-    def run(self, works: Sequence[Work]) -> tuple[Tensor, Tensor] | None:
-        """Hidden states [B, D] and KV slots [B] of a step of decodes only; None where it cannot be replayed.
+    def run(self, works: Sequence[Work]) -> tuple[Tensor, Tensor, float] | None:
+        """Hidden states [B, D], KV slots [B] and seconds in kernels of a step of decodes; None if not replayed.
 
         The tensors are overwritten by the next step.
         """
@@ -107,6 +111,7 @@ class DecodeReplay:
         longest = max(work.start for work in works) // self._kv.block_size + 1
         key = (size, max(MIN_TABLE, 1 << (longest - 1).bit_length()))
         recorded = self._recorded.get(key) or _Recorded(self._model, self._kv, *key)
+        before = recorded.kernel_seconds
         try:
             hidden_BD = recorded.run(works)
         except UnrecordableError as reason:
@@ -116,7 +121,7 @@ class DecodeReplay:
         self._recorded[key] = recorded
         self._recorded.move_to_end(key)
         self._make_room()
-        return hidden_BD, recorded.batch.slot_mapping_T
+        return hidden_BD, recorded.batch.slot_mapping_T, recorded.kernel_seconds - before
 
     def _make_room(self) -> None:
         tapes = [recorded.tape for recorded in self._recorded.values() if recorded.tape is not None]

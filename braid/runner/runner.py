@@ -29,10 +29,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RunnerTimes:
-    """Seconds spent since the start, by part of a step."""
+    """Seconds spent since the start, by part of a step.
+
+    ``prepare`` turns plans into tensors; ``kernels`` is the model's blocks: native kernels alone in a replayed step, the
+    whole forward pass with its Python in an eager one; ``head`` computes logits; ``sample`` chooses tokens.
+    """
 
     steps: int = 0
-    forward: float = 0.0
+    prepare: float = 0.0
+    kernels: float = 0.0
+    head: float = 0.0
     sample: float = 0.0
 
 
@@ -43,6 +49,7 @@ class _Forward(NamedTuple):
     sampling_ND: Tensor
     query_start: Sequence[int]
     slot_mapping_T: Tensor
+    kernel_seconds: float
 
 
 class Runner:
@@ -62,7 +69,7 @@ class Runner:
         self._replay = DecodeReplay(model, kv)
         self._device = device
         self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[StepResult | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[StepResult | BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve_lane, name="lane-mixed", daemon=True)
         self._thread.start()
 
@@ -78,6 +85,8 @@ class Runner:
             result = self._results.get(timeout=timeout)
         except queue.Empty:
             return []
+        if isinstance(result, BaseException):
+            raise RuntimeError("the lane's thread has ended") from result
         return [] if result is None else [result]
 
     def wake(self) -> None:
@@ -89,9 +98,13 @@ class Runner:
         self._thread.join()
 
     def _serve_lane(self) -> None:
-        with torch.inference_mode():
-            while (plan := self._plans.get()) is not None:
-                self._results.put(self.execute(plan))
+        torch.get_num_threads()  # makes a new thread take over the process's setting, which kernels read too
+        try:
+            with torch.inference_mode():
+                while (plan := self._plans.get()) is not None:
+                    self._results.put(self.execute(plan))
+        except BaseException as error:
+            self._results.put(error)  # a lane that is gone must not be waited for
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one plan on the calling thread. Never raises: what fails is named in ``errors``."""
@@ -125,27 +138,33 @@ class Runner:
         return tokens, errors
 
     def _run(self, works: Sequence[Work]) -> tuple[dict[str, SampledToken], dict[str, str]]:
-        clock = time.perf_counter
+        clock, times = time.perf_counter, self.times
         begin = clock()
         step = self._forward(works)
+        forwarded = clock()
         sampling = [(work.request_id, work.sample) for work in works if work.sample is not None]
         logits_NV = self._model.logits(step.sampling_ND) if sampling else None
-        forwarded = clock()
+        weighed = clock()
         tokens, errors = _choose(logits_NV, sampling)
         errors |= self._quarantine(works, step)
-        self.times.forward += forwarded - begin
-        self.times.sample += clock() - forwarded
+        times.prepare += forwarded - begin - step.kernel_seconds
+        times.kernels += step.kernel_seconds
+        times.head += weighed - forwarded
+        times.sample += clock() - weighed
         return tokens, errors
 
     def _forward(self, works: Sequence[Work]) -> _Forward:
         if all(work.is_decode and work.sample is not None for work in works):
             replayed = self._replay.run(works)
             if replayed is not None:
-                hidden_BD, slots_B = replayed
-                return _Forward(hidden_BD, hidden_BD, range(len(works) + 1), slots_B)
+                hidden_BD, slots_B, seconds = replayed
+                return _Forward(hidden_BD, hidden_BD, range(len(works) + 1), slots_B, seconds)
         batch = build_batch(works, self._kv.block_size, self._device)
+        begin = time.perf_counter()
         hidden_TD = self._model(batch, self._kv.layers)
-        return _Forward(hidden_TD, hidden_TD[batch.logit_rows], batch.query_start, batch.slot_mapping_T)
+        seconds = time.perf_counter() - begin
+        sampling_ND = hidden_TD[batch.logit_rows]
+        return _Forward(hidden_TD, sampling_ND, batch.query_start, batch.slot_mapping_T, seconds)
 
     def _quarantine(self, works: Sequence[Work], step: _Forward) -> dict[str, str]:
         """Fail the works whose hidden states are not finite, and clean the KV they wrote.

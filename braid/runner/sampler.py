@@ -107,7 +107,8 @@ def _penalise(logits_V: Tensor, spec: SampleSpec) -> None:
 def _draw(logits_V: Tensor, spec: SampleSpec) -> int:
     """Inverse-CDF draw over the kept candidates, ordered by probability."""
     params = spec.params
-    probs_V = torch.softmax(logits_V.double() / params.temperature, dim=-1)
+    # The largest logit is subtracted first, so that no temperature, however small, makes infinities.
+    probs_V = torch.softmax((logits_V.double() - logits_V.max()) / params.temperature, dim=-1)
     random = uniform(spec.seed, len(spec.token_ids) - spec.num_prompt_tokens)
     if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
         cumulative = probs_V.cumsum(0)

@@ -28,6 +28,8 @@ class Entry:
     parked_on: bytes | None = None
     lane: str | None = None
     spec: SampleSpec | None = None
+    num_shared_blocks: int = 0
+    """Blocks at the front of the request's that others filled: its prefix hit of the latest admission."""
     spec_is_early: bool = False
     """Whether ``spec`` was built before ``min_tokens``."""
 

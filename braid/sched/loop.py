@@ -105,7 +105,7 @@ class Loop:
             while not stop():
                 self.run_once()
         except BaseException as failure:
-            self._die(failure)
+            self.close(failure)
             raise
 
     def run_until_idle(self) -> None:
@@ -158,7 +158,7 @@ class Loop:
         while self._inbox:
             self._inbox.popleft().run(self._scheduler, self._executor.now())
 
-    def _die(self, failure: BaseException) -> None:
+    def close(self, failure: BaseException) -> None:
         """Nobody will answer any more: tell those who wait, and those who come."""
         with self._lock:
             self._failure = failure

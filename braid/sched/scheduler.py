@@ -281,6 +281,7 @@ class Scheduler:
         self._waiting.pop(0)
         self._pool.acquire(cached)
         request.block_ids = cached + self._pool.allocate(fresh)
+        entry.num_shared_blocks = len(cached)
         request.num_computed_tokens = len(cached) * block_size
         self._announce(entry, len(cached))
         self._count_start(request, now)
@@ -360,9 +361,9 @@ class Scheduler:
         )
 
     def _fail(self, entry: Entry, error: str, now: float) -> Delta:
-        """End one request whose step went wrong; nobody else may read its blocks from now on."""
+        """End one request whose step went wrong; nobody else may read the blocks that it filled from now on."""
         request = entry.request
-        self._pool.withdraw(request.block_ids)
+        self._pool.withdraw(request.block_ids[entry.num_shared_blocks :])
         self._end(entry, FinishReason.ERROR, now, error=error)
         return Delta(request.request_id, (), None, request.num_cached_tokens, FinishReason.ERROR, None, error)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import queue
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import braid.runner.runner as runner_module
 from braid import LLM, SamplingParams
-from braid.core.errors import BraidError
+from braid.core.errors import BraidError, EngineDeadError
 from braid.core.request import Delta
 from braid.core.step import Work
 from braid.engine.protocol import GenerateRequest
 from braid.runner.batch import build_batch
+
+from .conftest import small_llm
 
 PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 POISON = 77
@@ -21,8 +25,6 @@ POISON = 77
 
 def run(llm: LLM, prompts: Sequence[tuple[int, ...]]) -> list[list[Delta]]:
     """Generate for all prompts at once; every request's deltas, errors included."""
-    import queue
-
     inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
     for index, prompt in enumerate(prompts):
 
@@ -74,6 +76,53 @@ def test_a_failed_prefix_is_never_reused(llm: LLM, monkeypatch: pytest.MonkeyPat
     again = run(llm, [(99, *prompt)])[0]
     assert again[-1].num_cached_tokens == 0
     assert tokens(run(llm, [prompt[:39]])[0]) == clean
+
+
+def test_a_failure_leaves_what_others_cached(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = tuple(range(40))
+    run(llm, [shared])
+
+    def failing(works: Sequence[Work], *rest: Any) -> Any:
+        raise RuntimeError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module, "build_batch", failing)
+        assert run(llm, [(*shared, 99, 98)])[0][-1].finish_reason == "error"
+    assert run(llm, [(*shared, 99, 98)])[0][-1].num_cached_tokens == 40
+
+
+def test_every_request_hears_that_the_engine_was_closed(tiny_llama: Path) -> None:
+    for delay in (0, 1, 2):
+        engine = small_llm(tiny_llama)
+        heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for index in range(20):
+            params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+            engine._core.submit(
+                GenerateRequest(f"r{index}", (1, 2, 3), params), lambda delta: None, heard.put
+            )
+            if index == 10 * delay:
+                engine._core.stats().result()
+        engine.close()
+        assert all(isinstance(heard.get(timeout=10), EngineDeadError) for _ in range(20))
+
+
+def test_a_lane_that_dies_ends_the_engine_with_errors(
+    llm_that_dies: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(plan: Any) -> Any:
+        raise SystemExit("injected")
+
+    monkeypatch.setattr(llm_that_dies._core.runner, "execute", dying)
+    with pytest.raises(EngineDeadError):
+        llm_that_dies.generate("Hello", PARAMS)
+    with pytest.raises(EngineDeadError):
+        llm_that_dies.generate("Hello", PARAMS)
+
+
+@pytest.fixture
+def llm_that_dies(tiny_llama: Path) -> Iterator[LLM]:
+    with small_llm(tiny_llama) as engine:
+        yield engine
 
 
 def test_the_python_api_raises_for_a_failed_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

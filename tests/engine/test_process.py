@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
+import zmq.asyncio
 
 from braid.core.config import EngineConfig
 from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError
@@ -111,6 +113,65 @@ async def test_a_killed_engine_ends_its_requests_and_comes_back(client: ProcessC
     assert client.engine_pid != pid
     after = await collect(client, request("after"))
     assert [d.token_ids for d in after] == [d.token_ids for d in before]
+
+
+async def test_requests_that_meet_a_dying_engine_all_end(client: ProcessClient) -> None:
+    pid = client.engine_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    late = []
+    while client.is_ready:  # the death has not been noticed yet
+        late.append(asyncio.create_task(collect(client, request(f"late{len(late)}"))))
+        await asyncio.sleep(0.001)
+    outcomes = await asyncio.gather(*late, return_exceptions=True)
+    assert all(isinstance(outcome, EngineDeadError) for outcome in outcomes)
+
+
+async def test_supervision_survives_a_start_that_fails(
+    client: ProcessClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = asyncio.create_subprocess_exec, []
+
+    async def failing(*args: Any, **kwargs: Any) -> Any:
+        if not failures:
+            failures.append(1)
+            raise BlockingIOError("no more processes")
+        return await real(*args, **kwargs)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", failing)
+    assert client.engine_pid is not None
+    os.kill(client.engine_pid, signal.SIGKILL)
+    while client.is_ready or client.restarts < 2:
+        await asyncio.sleep(0.01)
+    while not client.is_ready:
+        await asyncio.sleep(0.05)
+    assert failures
+    assert len(await collect(client, request("again"))) > 0
+
+
+async def test_an_answer_that_nobody_understands_ends_the_life(client: ProcessClient) -> None:
+    assert client._engine is not None
+    context = zmq.asyncio.Context()
+    rubbish = context.socket(zmq.PUSH)
+    rubbish.connect(client._engine.from_address)
+    await rubbish.send(b"\xc1")
+    while client.restarts == 0:
+        await asyncio.sleep(0.01)
+    rubbish.close()
+    context.term()
+    while not client.is_ready:
+        await asyncio.sleep(0.05)
+
+
+async def test_a_long_temporary_folder_is_no_obstacle(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    engine = await launch(config(tiny_llama), eos_token_ids=lambda: END, log_level="warning")
+    await engine.close()
+    assert list(long.iterdir()) == []
 
 
 async def test_an_engine_that_cannot_start_says_why(tmp_path: Path, tiny_llama: Path) -> None:

@@ -153,6 +153,13 @@ def test_a_row_that_is_not_finite_fails_alone() -> None:
         assert isinstance(outcomes[1], SampledToken)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-100, 1e-307, 5e-324])
+def test_a_tiny_temperature_is_nearly_greedy(temperature: float) -> None:
+    row = logits()[0]
+    for filters in ({}, {"top_k": 5}, {"top_p": 0.9}):
+        assert set(draw(row, temperature=temperature, **filters)) == {int(row.argmax())}
+
+
 def test_random_numbers_are_a_function_of_seed_and_position() -> None:
     numbers = [uniform(seed, position) for seed in range(30) for position in range(30)]
     assert len(set(numbers)) == 900

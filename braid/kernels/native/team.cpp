@@ -132,20 +132,23 @@ void Team::hire(int wanted) {
 }
 
 pthread_key_t key;
+bool has_key = false;
 pthread_once_t key_made = PTHREAD_ONCE_INIT;
 void end_team(void *team) { ((Team *)team)->end(); }
-void make_key() { pthread_key_create(&key, end_team); }
+void make_key() { has_key = pthread_key_create(&key, end_team) == 0; }
 
+// The calling thread's team; null where the system gives none, and then the caller works alone.
 Team *own_team() {
     pthread_once(&key_made, make_key);
+    if (!has_key) return nullptr;
     Team *team = (Team *)pthread_getspecific(key);
-    if (team == nullptr) {
-        void *memory = calloc(1, sizeof(Team));
-        if (memory == nullptr) return nullptr;
-        team = new (memory) Team();
-        pthread_setspecific(key, team);
-    }
-    return team;
+    if (team != nullptr) return team;
+    void *memory = calloc(1, sizeof(Team));
+    if (memory == nullptr) return nullptr;
+    team = new (memory) Team();
+    if (pthread_setspecific(key, team) == 0) return team;
+    team->release();
+    return nullptr;
 }
 
 }  // namespace
