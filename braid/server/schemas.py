@@ -39,6 +39,9 @@ _SAMPLING_FIELDS = (
     "min_tokens",
     "skip_special_tokens",
 )
+MAX_STOP_CHARS = 512
+"""Every sequence of a request keeps a table of this length for each stop string."""
+MAX_STOP_TOKEN_IDS = 128
 MAX_METADATA = 16
 MAX_SAFETY_IDENTIFIER = 128
 MAX_CACHE_SALT = 256
@@ -137,11 +140,18 @@ class RequestFields(BaseModel):
             raise InvalidParameterError(
                 f"stop has {len(stop)} strings, at most {max_stop} are allowed", param="stop"
             )
+        if max(map(len, stop), default=0) > MAX_STOP_CHARS:
+            message = f"a stop string may have at most {MAX_STOP_CHARS} characters"
+            raise InvalidParameterError(message, param="stop")
+        stop_ids = tuple(self.stop_token_ids or ())
+        if len(stop_ids) > MAX_STOP_TOKEN_IDS:
+            message = f"stop_token_ids has {len(stop_ids)} ids, at most {MAX_STOP_TOKEN_IDS} are allowed"
+            raise InvalidParameterError(message, param="stop_token_ids")
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         return SamplingParams(
             **given,
             stop=stop,
-            stop_token_ids=tuple(self.stop_token_ids or ()),
+            stop_token_ids=stop_ids,
             logit_bias=_logit_bias(self.logit_bias or {}),
             max_tokens=max_tokens,
             logprobs=logprobs,
