@@ -23,6 +23,7 @@ from braid.server.metrics import ServerMetrics
 from braid.server.prompts import (
     chat_tokens,
     check_messages,
+    check_sequences,
     check_token_ids,
     completion_prompts,
     dropped_tools,
@@ -126,6 +127,7 @@ class TextRoutes:
         """The call, checked against the engine's limits; nothing has been asked of the engine yet."""
         info = engine_info(self._context)
         params = fields.params(self._context.config.max_stop)
+        check_sequences(len(prompts), params.n, self._context.config.max_sequences)
         limit, default = info.max_model_len, fields.default_max_tokens
         lengths = tuple(
             check_context(len(prompt), params.max_tokens, limit, param, default) for prompt in prompts

@@ -26,6 +26,7 @@ class ServerConfig:
             bound the containers, keys and values that parsing makes, and with them memory (some 0.3 GB) and the time
             in which nothing else runs (some 0.3 s). Prompts as long as a context of 100,000 tokens have far fewer.
         max_messages, max_tools, max_stop, max_prompts: most entries of these lists in one request.
+        max_sequences: most outputs of one request, over all its prompts.
         offload_bytes: template and tokeniser run in a worker thread for bodies longer than this.
         large_bytes: longer bodies are parsed in a worker thread too, longer text is measured before it is tokenised.
         max_large_prompts: how many bodies longer than ``large_bytes`` are tokenised at once.
@@ -48,6 +49,7 @@ class ServerConfig:
     max_tools: int = 256
     max_stop: int = 4
     max_prompts: int = 128
+    max_sequences: int = 256
     offload_bytes: int = 8192
     large_bytes: int = 256 << 10
     max_large_prompts: int = 2

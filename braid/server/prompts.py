@@ -124,6 +124,15 @@ def _prompt(encoder: PromptEncoder, entry: object, add_special_tokens: bool, max
     raise InvalidParameterError(message, param="prompt")
 
 
+def check_sequences(num_prompts: int, n: int, limit: int) -> None:
+    """Raises InvalidParameterError where one request asks for more than ``limit`` outputs."""
+    if num_prompts * n > limit:
+        message = (
+            f"{num_prompts} prompts with n {n} make {num_prompts * n} outputs, at most {limit} are allowed"
+        )
+        raise InvalidParameterError(message, param="n")
+
+
 def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
     """Raises InvalidParameterError for the first id outside ``[0, vocab_size)``."""
     if ids and (min(ids) < 0 or max(ids) >= vocab_size):

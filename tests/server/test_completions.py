@@ -36,6 +36,15 @@ async def test_prompt_shapes(client: httpx.AsyncClient, engine: Any, prompt: Any
     assert body["usage"]["prompt_tokens_details"]["cached_tokens"] == 3 * expected
 
 
+async def test_outputs_are_bounded_over_all_prompts(client: httpx.AsyncClient, engine: Any) -> None:
+    answer = await ask(client, prompt=["x"] * 17, n=16)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "n"
+    assert "272 outputs, at most 256" in answer.json()["error"]["message"]
+    assert not engine.seen
+    assert (await ask(client, prompt=["x"] * 16, n=16, max_tokens=1)).status_code == 200
+
+
 async def test_token_ids_go_through_untouched(client: httpx.AsyncClient, engine: Any) -> None:
     await ask(client, prompt=[5, 6, 258])
     assert engine.seen[0].prompt_token_ids == (5, 6, 258)
