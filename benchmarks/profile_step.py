@@ -25,8 +25,8 @@ def profile(llm: LLM, streams: int, prompt_tokens: int, new_tokens: int) -> list
     """Milliseconds and share per part of a step in which ``streams`` requests decode.
 
     ``kernels`` is the one foreign call that replays the blocks' native kernels, ``head`` and ``sampler`` are timed
-    around their tensor operations; ``prepare`` writes the plan into the input tensors; ``loop`` is the rest: scheduling,
-    bookkeeping, handing out tokens, and passing plans between threads.
+    around their tensor operations; ``prepare`` writes the plan into the input tensors; ``loop`` is the rest:
+    scheduling, bookkeeping, handing out tokens, and passing plans between threads.
     """
     counters = llm._core.runner.times
     readings: list[Reading] = []

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 class RunnerTimes:
     """Seconds spent since the start, by part of a step.
 
-    ``prepare`` turns plans into tensors; ``kernels`` is the model's blocks: native kernels alone in a replayed step, the
-    whole forward pass with its Python in an eager one; ``head`` computes logits; ``sample`` chooses tokens.
+    ``prepare`` turns plans into tensors; ``kernels`` is the model's blocks: native kernels alone in a replayed step,
+    the whole forward pass with its Python in an eager one; ``head`` computes logits; ``sample`` chooses tokens.
     """
 
     steps: int = 0
