@@ -46,6 +46,7 @@ _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 30.0
 _STABLE_AFTER = 60.0
 _STOP_GRACE = 5.0
+_DIED = "the engine process died and is being restarted"
 _LAST_WORDS = 0.05
 """Seconds in which the last messages of an ended process, such as its reason, are still read."""
 _LONGEST_SOCKET_FOLDER = 80
@@ -243,7 +244,7 @@ class ProcessClient:
             if time.monotonic() - began > _STABLE_AFTER:
                 backoff = _FIRST_BACKOFF
             self._restarts += 1
-            self._down_reason = "the engine process died and is being restarted"
+            self._down_reason = _DIED
             logger.error("the engine process %s; restarting it in %.1f s", end, backoff)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
@@ -286,7 +287,7 @@ class ProcessClient:
         try:
             await self._instruct(engine, process)
             await asyncio.wait([reader, ended], return_when=asyncio.FIRST_COMPLETED)
-            self._ready = False
+            self._ready, self._down_reason = False, _DIED
             if reader.done():  # an engine that nobody understands any more is of no use
                 reader.result()
             await asyncio.wait([reader], timeout=_LAST_WORDS)
@@ -312,11 +313,13 @@ class ProcessClient:
         while True:
             message = self._decoder.decode(await engine.receiver.recv())
             if isinstance(message, Ready):
-                while not await engine.sender.poll(
-                    100, zmq.POLLOUT
-                ):  # its other socket may still be connecting
-                    pass
+                await self._connected(engine)
             self._handle(engine, message)
+
+    async def _connected(self, engine: _Engine) -> None:
+        """Wait until the engine's other socket, which it opened earlier, has come through too."""
+        while not await engine.sender.poll(100, zmq.POLLOUT):  # type: ignore[call-arg]
+            pass
 
     def _handle(self, engine: _Engine, message: FromEngine) -> None:
         if isinstance(message, Deltas):
@@ -341,6 +344,8 @@ class ProcessClient:
 
     def _pass_refusal(self, engine: _Engine, message: Refused) -> None:
         if message.request_id is None:
+            if self._has_been_ready():
+                logger.error("the engine cannot start again: %s", message.message)
             self._refuse_start(as_error(message))
             return
         stream = engine.streams.pop(message.request_id, None)

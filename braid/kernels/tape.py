@@ -13,37 +13,35 @@ from contextlib import contextmanager
 from struct import Struct
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from braid.kernels.library import Call, Library
 
 _REPLAY = Struct("6q").pack
 _CALL = Struct("3q")
-_ALLOCATIONS = frozenset(
-    (
-        torch.ops.aten.empty,
-        torch.ops.aten.empty_like,
-        torch.ops.aten.empty_strided,
-        torch.ops.aten.new_empty,
-        torch.ops.aten.new_empty_strided,
-    )
+_ALLOCATIONS = frozenset(("empty", "empty_like", "new_empty"))
+_READS = frozenset(
+    ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__setitem__")
 )
+"""Calls that look at numbers (or set them) without a tensor as their result."""
 
 
 class UnrecordableError(Exception):
     """Something other than a native kernel computed while a tape was recorded; the text names it."""
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lets torch allocate and make views, keeps what it allocates alive, and refuses all that computes."""
+class _Watch(TorchFunctionMode):
+    """Lets torch allocate and make views, keeps what it allocates alive, and refuses all that computes.
+
+    (A dispatch mode would see a level deeper, but its first use imports a compiler for two seconds.)
+    """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.kept: list[Tensor] = []
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self,
         func: Any,
         types: Any,
@@ -51,21 +49,32 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in _ALLOCATIONS:
+        name = getattr(func, "__name__", str(func))
+        if name in _ALLOCATIONS:
             self.kept.append(out)
-        elif func._schema.is_mutable or not _same_storage(args, out):
-            raise UnrecordableError(f"{func} computes outside the native kernels")
+        elif name in _READS or _writes(name, kwargs or {}) or not _same_storage(args, out):
+            raise UnrecordableError(f"{name} computes outside the native kernels")
         return out
 
 
+def _writes(name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Is this an in-place operation? Their names end in one underscore, or are those of ``+=`` and the like."""
+    augmented = name.startswith("__i") and name.removeprefix("__i") in (
+        "add__",
+        "sub__",
+        "mul__",
+        "truediv__",
+    )
+    return "out" in kwargs or augmented or (name.endswith("_") and not name.endswith("__"))
+
+
 def _same_storage(args: tuple[Any, ...], out: Any) -> bool:
-    """Are all of an operation's results views of its first argument?"""
-    results = out if isinstance(out, (tuple, list)) else (out,)
+    """Are all tensors among an operation's results views of its first argument?"""
+    tensors = [x for x in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(x, Tensor)]
     source = args[0] if args else None
-    return isinstance(source, Tensor) and all(
-        isinstance(result, Tensor)
-        and result.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
-        for result in results
+    return not tensors or (
+        isinstance(source, Tensor)
+        and all(x.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() for x in tensors)
     )
 
 

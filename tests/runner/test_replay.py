@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -132,9 +135,26 @@ def test_a_torch_operation_cannot_slip_into_a_tape() -> None:
         lambda: ops.rms_norm(x, weight, 1e-5) + 1,
         lambda: ops.rms_norm(x, weight, 1e-5).view(3, 2, 4).transpose(0, 1).reshape(2, 12),
         lambda: ops.rms_norm(x, weight, 1e-5).mul_(2),
+        lambda: operator.iadd(ops.rms_norm(x, weight, 1e-5), 1),
+        lambda: ops.rms_norm(x, weight, 1e-5)[: int(x.sum())],
+        lambda: ops.rms_norm(x, weight, 1e-5)[: int(x[0, 0])],
+        lambda: torch.add(x, x, out=ops.rms_norm(x, weight, 1e-5)),
+        lambda: torch.zeros(3),
     ):
         with torch.inference_mode(), pytest.raises(UnrecordableError, match="computes outside"):
             ops.record(compute)
+
+
+@native
+def test_recording_imports_no_compiler() -> None:
+    """Importing torch's compiler would cost the first request two seconds."""
+    script = (
+        "import sys, torch, braid.kernels as ops\n"
+        "x, w = torch.ones(3, 8), torch.ones(8)\n"
+        "ops.record(lambda: ops.rms_norm(x, w, 1e-5).view(3, 2, 4))\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @native

@@ -1,0 +1,55 @@
+"""The same code on an NVIDIA GPU; `pytest -m gpu` runs these where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from braid import LLM, SamplingParams
+from braid.core.errors import InvalidParameterError
+
+from .conftest import assert_nothing_left, small_llm
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+PROMPTS = ["Hello", "The quick brown fox jumps", "a" * 70, "x", "a" * 70 + "b"]
+
+
+@pytest.mark.gpu
+@gpu
+def test_tokens_are_those_of_the_cpu(tiny_llama: Path) -> None:
+    with small_llm(tiny_llama) as cpu, small_llm(tiny_llama, device="cuda") as cuda:
+        expected = cpu.generate(PROMPTS, GREEDY)
+        outputs = cuda.generate(PROMPTS, GREEDY)
+        assert [output.token_ids for output in outputs] == [output.token_ids for output in expected]
+        assert_nothing_left(cuda)
+
+
+@pytest.mark.gpu
+@gpu
+def test_sampling_and_logprobs_run_on_the_device(tiny_llama: Path) -> None:
+    params = SamplingParams(
+        temperature=0.8, top_p=0.9, top_k=50, min_p=0.01, seed=3, max_tokens=12, ignore_eos=True, logprobs=2,
+        repetition_penalty=1.1, presence_penalty=0.2, logit_bias={5: 1.0}, min_tokens=4,
+    )  # fmt: skip
+    with small_llm(tiny_llama, device="cuda", dtype="bfloat16") as cuda:
+        first, again = cuda.generate("Hello", params)[0], cuda.generate("Hello", params)[0]
+        assert first.token_ids == again.token_ids
+        assert first.logprobs is not None
+        assert len(first.logprobs) == len(first.token_ids)
+
+
+@pytest.mark.gpu
+@gpu
+def test_the_default_model_answers_on_the_gpu() -> None:
+    with LLM(device="cuda", max_model_len=1024) as llm:
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        assert "Paris" in llm.chat(question, SamplingParams(temperature=0, max_tokens=30)).text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_asked_for_and_not_there_is_an_error(tiny_llama: Path) -> None:
+    with pytest.raises(InvalidParameterError, match="no NVIDIA GPU"):
+        small_llm(tiny_llama, device="cuda")
