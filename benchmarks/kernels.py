@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from braid.kernels import reference
-from braid.kernels.library import open_library
+from braid.kernels.loader import open_library
 from braid.kernels.native import Native
 from braid.layers.batch import ForwardBatch
 

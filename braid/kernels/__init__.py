@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from braid.kernels import reference, tape
-from braid.kernels.library import LibraryUnavailableError, open_library
+from braid.kernels.loader import LibraryUnavailableError, open_library
 from braid.kernels.native import Native
 from braid.kernels.selfcheck import failures
 from braid.kernels.tape import Tape, UnrecordableError
@@ -47,7 +47,7 @@ def record(compute: Callable[[], Tensor]) -> tuple[Tape, Tensor]:
     """
     if _NATIVE is None:
         raise UnrecordableError(describe())
-    return tape.record(_NATIVE.library, compute)
+    return tape.record(_NATIVE.native_library, compute)
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:

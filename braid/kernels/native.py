@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from braid.kernels.library import Function, Library
+from braid.kernels.loader import Function, Library
 
 if TYPE_CHECKING:
     from braid.layers.batch import ForwardBatch
@@ -55,7 +55,7 @@ class Native:
     """The kernels' calls into one variant of the library."""
 
     def __init__(self, library: Library) -> None:
-        self.isa, self.scratch, self.library = library.isa, library.scratch, library
+        self.isa, self.scratch, self.native_library = library.isa, library.scratch, library
         functions = library.functions
         self._linear, self._norm, self._rope = functions["linear"], functions["rms_norm"], functions["rope"]
         self._gate, self._scatter, self._argmax = (

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from braid.kernels.library import Call, Library
+from braid.kernels.loader import Call, Library
 
 _REPLAY = Struct("6q").pack
 _CALL = Struct("3q")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from braid.core.errors import InvalidParameterError
 from braid.kernels import reference
-from braid.kernels.library import LibraryUnavailableError, open_library, supported_isas
+from braid.kernels.loader import LibraryUnavailableError, open_library, supported_isas
 from braid.kernels.native import WIDTHS, Native
 from braid.kernels.selfcheck import failures
 from braid.layers.batch import ForwardBatch
