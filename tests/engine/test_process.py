@@ -20,7 +20,6 @@ from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError
 from braid.core.request import Delta, FinishReason
 from braid.core.sampling import SamplingParams
 from braid.engine.client import ProcessClient
-from braid.engine.launch import launch
 from braid.engine.protocol import EngineStats, GenerateRequest
 
 from .conftest import SMALL
@@ -32,6 +31,12 @@ def config(model: Path, **options: Any) -> EngineConfig:
     return EngineConfig(model=str(model), **(SMALL | options))
 
 
+async def launch(wanted: EngineConfig) -> ProcessClient:
+    client = ProcessClient(wanted, lambda: END, log_level="warning")
+    await client.start()
+    return client
+
+
 def request(name: str, count: int = 8, prompt: tuple[int, ...] = (1, 2, 3, 4, 5)) -> GenerateRequest:
     params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
     return GenerateRequest(name, prompt, params)
@@ -39,7 +44,7 @@ def request(name: str, count: int = 8, prompt: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 @pytest.fixture
 async def client(tiny_llama: Path) -> AsyncIterator[ProcessClient]:
-    engine = await launch(config(tiny_llama), eos_token_ids=lambda: END, log_level="warning")
+    engine = await launch(config(tiny_llama))
     yield engine
     await engine.close()
 
@@ -169,26 +174,27 @@ async def test_a_long_temporary_folder_is_no_obstacle(
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    engine = await launch(config(tiny_llama), eos_token_ids=lambda: END, log_level="warning")
+    engine = await launch(config(tiny_llama))
     await engine.close()
     assert list(long.iterdir()) == []
 
 
 async def test_an_engine_that_cannot_start_says_why(tmp_path: Path, tiny_llama: Path) -> None:
     with pytest.raises(BraidError, match="nowhere"):
-        await launch(config(tmp_path / "nowhere"), eos_token_ids=lambda: END)
+        await launch(config(tmp_path / "nowhere"))
     with pytest.raises(BraidError, match="KV"):
-        await launch(config(tiny_llama, kv_cache_memory=1000), eos_token_ids=lambda: END)
+        await launch(config(tiny_llama, kv_cache_memory=1000))
 
 
 async def test_the_engine_does_not_outlive_its_parent(tiny_llama: Path) -> None:
     script = textwrap.dedent(f"""
         import asyncio
         from braid.core.config import EngineConfig
-        from braid.engine.launch import launch
+        from braid.engine.client import ProcessClient
         async def main():
             config = EngineConfig(model={str(tiny_llama)!r}, **{SMALL!r})
-            client = await launch(config, eos_token_ids=lambda: frozenset())
+            client = ProcessClient(config, frozenset)
+            await client.start()
             print(client.engine_pid, flush=True)
             await asyncio.sleep(600)
         asyncio.run(main())
