@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
+from braid.core.program import ProgramRef, RetainIntent
 from braid.core.sampling import SamplingParams
 
 
@@ -37,11 +38,24 @@ class TokenLogprobs(NamedTuple):
     top: tuple[tuple[int, float], ...]
 
 
+class RequestTimes(NamedTuple):
+    """How long one request was where, in seconds on the executor's clock; None for what it never reached."""
+
+    queued: float | None = None
+    """From arrival to its first step."""
+    prefill: float | None = None
+    """From its first step to its first token."""
+    decode: float | None = None
+    """From its first token to its end."""
+    num_preemptions: int = 0
+
+
 class Delta(NamedTuple):
-    """What one request gained since its last delta; the last one carries ``finish_reason``.
+    """What one request gained since its last delta; the last one carries ``finish_reason`` and ``times``.
 
     ``stop_reason`` is the stop string or the stop token id that ended the request; ``error`` is a text for the
-    user when ``finish_reason`` is ERROR.
+    user when ``finish_reason`` is ERROR. ``prompt_logprobs`` (one entry per prompt token, None for the first) come
+    with the first delta of a request that asked for them, ``embedding`` with the only delta of a pooling request.
     """
 
     request_id: str
@@ -51,6 +65,9 @@ class Delta(NamedTuple):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str | None = None
+    times: RequestTimes | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    embedding: tuple[float, ...] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +95,10 @@ class Request:
     """Lower runs earlier (vLLM's meaning)."""
     cache_salt: str = ""
     """Prefix blocks are shared only among requests of equal salt."""
-    program_id: str | None = None
+    program: ProgramRef | None = None
+    intent: RetainIntent | None = None
+    pooling: str | None = None
+    """``last`` or ``mean``: make one vector of the prompt's hidden states, and no token."""
 
     status: Status = Status.WAITING
     token_ids: list[int] = field(default_factory=list)

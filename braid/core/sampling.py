@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from braid.core.constraint import Constraint
 from braid.core.errors import InvalidParameterError
 
 MAX_N = 16
@@ -51,7 +52,9 @@ class SamplingParams:
         min_tokens: no end token and no stop string before this many tokens.
         max_tokens: at most this many; None means up to the model's context.
         logprobs: log-probability of each chosen token and of this many alternatives; None for none.
+        prompt_logprobs: the same for each prompt token but the first.
         skip_special_tokens: leave special tokens out of the text.
+        constraint: the grammar that the output follows.
 
     Raises:
         InvalidParameterError: naming the field, the value and the valid range.
@@ -74,7 +77,9 @@ class SamplingParams:
     min_tokens: int = 0
     max_tokens: int | None = 16
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         stop: object = self.stop  # callers may pass one string, as in the OpenAI API
@@ -105,8 +110,10 @@ class SamplingParams:
         _require(max_ok, "max_tokens", self.max_tokens, "an integer >= 1 or null")
         if self.max_tokens is not None:
             _require(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "at most max_tokens")
-        logprobs_ok = self.logprobs is None or (_whole(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS)
-        _require(logprobs_ok, "logprobs", self.logprobs, f"an integer in [0, {MAX_LOGPROBS}] or null")
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            count_ok = count is None or (_whole(count) and 0 <= count <= MAX_LOGPROBS)
+            _require(count_ok, name, count, f"an integer in [0, {MAX_LOGPROBS}] or null")
 
     def _check_lists(self) -> None:
         _require(len(self.stop) <= MAX_STOP, "stop", len(self.stop), f"at most {MAX_STOP} strings")

@@ -159,7 +159,9 @@ class EngineCore:
             seed=next(self._seeds) if seed is None else seed,
             priority=wanted.priority,
             cache_salt=wanted.cache_salt,
-            program_id=wanted.program_id,
+            program=wanted.program,
+            intent=wanted.intent,
+            pooling=wanted.pooling,
         )
 
     def _abort(self, request_id: str, now: float) -> None:

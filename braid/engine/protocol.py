@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from braid.core.program import Outcome, ProgramRef, ProgramVerb, RetainIntent
 from braid.core.request import Delta
 from braid.core.sampling import SamplingParams
 
@@ -18,7 +19,10 @@ class GenerateRequest(NamedTuple):
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
-    program_id: str | None = None
+    program: ProgramRef | None = None
+    intent: RetainIntent | None = None
+    pooling: str | None = None
+    """``last`` or ``mean``: one vector of the prompt's hidden states instead of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,4 +96,12 @@ class EngineClient(Protocol):
 
     async def stats(self) -> EngineStats:
         """Raises EngineDeadError when the engine is not running."""
+        ...
+
+    async def program(self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None) -> Outcome:
+        """Act on what the engine keeps for a program; ``seconds`` is how long to ``pin``.
+
+        Raises:
+            EngineDeadError: the engine is not running.
+        """
         ...

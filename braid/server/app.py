@@ -9,14 +9,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from braid.server.api import TextRoutes
 from braid.server.config import ServerContext
+from braid.server.dialects.chat import ChatRoutes
+from braid.server.dialects.completions import CompletionRoutes
+from braid.server.dialects.info import InfoRoutes
 from braid.server.encode import PromptEncoder
 from braid.server.errors import HttpError
-from braid.server.gate import Gate
-from braid.server.info import InfoRoutes
+from braid.server.guard.gate import Gate
+from braid.server.guard.quota import Quotas
 from braid.server.lifecycle import Lifecycle
-from braid.server.metrics import ServerMetrics
+from braid.server.observe.metrics import ServerMetrics
+from braid.server.pipeline import Pipeline
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -29,19 +32,16 @@ def create_app(context: ServerContext) -> FastAPI:
     app.state.lifecycle = lifecycle
     app.add_exception_handler(HTTPException, _plain_error)
     app.add_middleware(Gate, config=context.config, lifecycle=lifecycle, metrics=metrics)
-    for method, path, endpoint in _routes(context, lifecycle, metrics):
+    pipeline = Pipeline(context, PromptEncoder(context), lifecycle, metrics, Quotas(context.config))
+    for method, path, endpoint in _routes(pipeline):
         app.add_route(path, endpoint, methods=[method])
     return app
 
 
-def _routes(
-    context: ServerContext, lifecycle: Lifecycle, metrics: ServerMetrics
-) -> tuple[tuple[str, str, Endpoint], ...]:
-    encoder = PromptEncoder(context)
-    text = TextRoutes(context, encoder, lifecycle, metrics)
-    info = InfoRoutes(context, encoder, lifecycle, metrics)
+def _routes(pipeline: Pipeline) -> tuple[tuple[str, str, Endpoint], ...]:
+    chat, text, info = ChatRoutes(pipeline), CompletionRoutes(pipeline), InfoRoutes(pipeline)
     return (
-        ("POST", "/v1/chat/completions", text.chat_completions),
+        ("POST", "/v1/chat/completions", chat.completions),
         ("POST", "/v1/completions", text.completions),
         ("GET", "/v1/models", info.models),
         ("GET", "/v1/models/{name:path}", info.model),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from braid.core.errors import InvalidParameterError
 from braid.engine.protocol import EngineClient
+from braid.text.reply_format import PlainFormat, ReplyFormat
 from braid.text.template import ChatTemplate
 from braid.text.tokenizer import Tokenizer
 
@@ -27,6 +28,7 @@ class ServerConfig:
             in which nothing else runs (some 0.3 s). Prompts as long as a context of 100,000 tokens have far fewer.
         max_messages, max_tools, max_stop, max_prompts: most entries of these lists in one request.
         max_sequences: most outputs of one request, over all its prompts.
+        max_queued: most outputs under way at a time, queued and running.
         offload_bytes: template and tokeniser run in a worker thread for bodies longer than this.
         large_bytes: longer bodies are parsed in a worker thread too, longer text is measured before it is tokenised.
         max_large_prompts: how many bodies longer than ``large_bytes`` are tokenised at once.
@@ -50,6 +52,7 @@ class ServerConfig:
     max_stop: int = 4
     max_prompts: int = 128
     max_sequences: int = 256
+    max_queued: int = 512
     offload_bytes: int = 8192
     large_bytes: int = 256 << 10
     max_large_prompts: int = 2
@@ -75,6 +78,7 @@ class ServerContext:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     served_model_names: tuple[str, ...]
+    reply_format: ReplyFormat = field(default_factory=PlainFormat)
     config: ServerConfig = field(default_factory=ServerConfig)
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -30,6 +30,8 @@ class ChoiceDelta(NamedTuple):
     tokens: tuple[Token, ...]
     finish_reason: str | None
     stop_reason: int | str | None
+    num_tokens: int = 0
+    """Tokens that came with this delta, whether their text is shown yet or not."""
 
 
 class ChoiceDecoder:
@@ -40,7 +42,13 @@ class ChoiceDecoder:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, params: SamplingParams, number: int, *, keep_tokens: bool = False
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        number: int,
+        *,
+        keep_tokens: bool = False,
+        keep_special: frozenset[int] = frozenset(),
     ) -> None:
         self.number = number
         self.num_tokens = 0
@@ -48,7 +56,11 @@ class ChoiceDecoder:
         self.finish_reason: str | None = None
         self._tokenizer = tokenizer
         self._params = params
-        self._stream = TextStream(tokenizer, params)
+        self._stream = TextStream(tokenizer, params, keep_special=keep_special)
+        self._hidden = (
+            tokenizer.special_token_ids - keep_special if params.skip_special_tokens else frozenset()
+        )
+        self._unreported = 0
         self._keep_tokens = keep_tokens or params.logprobs is not None
         self._pending: deque[tuple[int, Token]] = deque()
         self._bytes_seen = 0
@@ -76,12 +88,14 @@ class ChoiceDecoder:
         tokens = self._release(text)
         if not text and not tokens and self.finish_reason is None:
             return None
-        return ChoiceDelta(self.number, text, tokens, self.finish_reason, stop_reason)
+        count, self._unreported = self._unreported, 0
+        return ChoiceDelta(self.number, text, tokens, self.finish_reason, stop_reason, count)
 
     def _decode(self, delta: Delta) -> tuple[str, str | None]:
         """Tokens behind a stop string do not count: an engine may have sent more than were needed."""
         pushed = self._stream.push(delta.token_ids)
         self.num_tokens += pushed.num_tokens
+        self._unreported += pushed.num_tokens
         if self._keep_tokens:
             for position in range(pushed.num_tokens):
                 self._remember(delta, position)
@@ -89,8 +103,7 @@ class ChoiceDecoder:
 
     def _remember(self, delta: Delta, position: int) -> None:
         token_id = delta.token_ids[position]
-        hidden = self._params.skip_special_tokens and token_id in self._tokenizer.special_token_ids
-        self._bytes_seen += 0 if hidden else len(self._tokenizer.token_bytes(token_id))
+        self._bytes_seen += 0 if token_id in self._hidden else len(self._tokenizer.token_bytes(token_id))
         logprobs = None if delta.logprobs is None else delta.logprobs[position]
         self._pending.append((self._bytes_seen, Token(token_id, logprobs)))
 

@@ -55,9 +55,17 @@ class ClientDisconnectedError(BraidError):
 
 def unavailable(message: str, *, retry_after: float, code: str = "overloaded") -> HttpError:
     """503 with the two headers that SDKs read; ``retry_after`` in seconds is brought into what they obey."""
+    return HttpError(503, message, type="server_error", code=code, headers=_retry_headers(retry_after))
+
+
+def too_many(message: str, *, retry_after: float, code: str = "rate_limit_exceeded") -> HttpError:
+    """429: not the server is full, but this client's share of it."""
+    return HttpError(429, message, type="rate_limit_error", code=code, headers=_retry_headers(retry_after))
+
+
+def _retry_headers(retry_after: float) -> dict[str, str]:
     seconds = min(max(retry_after, RETRY_RANGE[0]), RETRY_RANGE[1])
-    headers = {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
-    return HttpError(503, message, type="server_error", code=code, headers=headers)
+    return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
 
 
 def as_http_error(error: BaseException) -> HttpError:

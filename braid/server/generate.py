@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from braid.core.errors import EngineDeadError
+from braid.core.program import ProgramRef, RetainIntent
 from braid.core.sampling import SamplingParams
 from braid.engine.protocol import EngineClient, GenerateRequest
 from braid.server.decode import ChoiceDecoder, ChoiceDelta
+from braid.server.guard.quota import Ticket
 from braid.server.lifecycle import Usage, is_cancelled
-from braid.server.metrics import SequenceTimer, ServerMetrics
+from braid.server.observe.metrics import SequenceTimer, ServerMetrics
 from braid.text.tokenizer import Tokenizer
 
 _MERGE_BUFFER = 64
@@ -37,6 +39,11 @@ class Call:
     cache_salt: str
     arrival: float
     return_token_ids: bool
+    keep_special: frozenset[int] = frozenset()
+    """Special tokens that are part of the text."""
+    priority: int = 0
+    program: ProgramRef | None = None
+    intent: RetainIntent | None = None
 
     def sequences(self) -> list[GenerateRequest]:
         """Choice ``i`` is output ``i % n`` of prompt ``i // n``; every sequence has an id of its own."""
@@ -48,6 +55,9 @@ class Call:
                 prompt_token_ids=self.prompts[prompt],
                 params=replace(outputs[output], max_tokens=self.max_tokens[prompt]),
                 cache_salt=self.cache_salt,
+                priority=self.priority,
+                program=self.program,
+                intent=self.intent,
             )
             for prompt in range(len(self.prompts))
             for output in range(n)
@@ -60,23 +70,44 @@ def usage_payload(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.num_prompt_tokens,
         "completion_tokens": usage.num_output_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": usage.num_cached_tokens,
+            "cache_write_tokens": usage.num_written_tokens,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.num_reasoning_tokens},
     }
 
 
 class Generation:
-    """A call on its way: iterate over ``choices()`` once, then read ``usage``."""
+    """A call on its way: iterate over ``choices()`` once, then read ``usage``.
+
+    ``admit`` takes the call's share of the quotas when the first choice is asked for; it is given back when they end.
+    """
 
     def __init__(
-        self, call: Call, engine: EngineClient, tokenizer: Tokenizer, metrics: ServerMetrics
+        self,
+        call: Call,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        metrics: ServerMetrics,
+        admit: Callable[[], Ticket],
     ) -> None:
         self.call = call
+        self.num_reasoning_tokens = 0
+        """Counted by whoever reads the text."""
         self._engine = engine
         self._metrics = metrics
+        self._admit = admit
+        self._ended: set[int] = set()
         self._sequences = call.sequences()
         self._decoders = [
-            ChoiceDecoder(tokenizer, sequence.params, index, keep_tokens=call.return_token_ids)
+            ChoiceDecoder(
+                tokenizer,
+                sequence.params,
+                index,
+                keep_tokens=call.return_token_ids,
+                keep_special=call.keep_special,
+            )
             for index, sequence in enumerate(self._sequences)
         ]
 
@@ -90,11 +121,34 @@ class Generation:
         prompts = sum(len(prompt) for prompt in self.call.prompts)
         outputs = sum(decoder.num_tokens for decoder in self._decoders)
         cached = sum(decoder.num_cached_tokens for decoder in self._decoders[:: self.call.params.n])
-        return Usage(prompts, outputs, cached)
+        return Usage(prompts, outputs, cached, self._written(), self.num_reasoning_tokens)
 
-    def choices(self) -> Choices:
-        """Deltas of all choices as they come. Closing the generator aborts every sequence."""
-        return merge([self._run(index) for index in range(self.num_choices)])
+    def _written(self) -> int:
+        """Whole blocks of the prompts that were not there before: those are what the prefix cache keeps."""
+        info = self._engine.info
+        size = info.block_size if info is not None else 1
+        decoders = self._decoders[:: self.call.params.n]
+        return sum(
+            max(0, len(prompt) // size * size - decoder.num_cached_tokens)
+            for prompt, decoder in zip(self.call.prompts, decoders, strict=True)
+            if decoder.num_tokens
+        )
+
+    def end(self, number: int) -> None:
+        """No more of this choice is wanted; the others go on."""
+        self._ended.add(number)
+
+    async def choices(self) -> Choices:
+        """Deltas of all choices as they come. Closing the generator aborts every sequence.
+
+        Raises:
+            HttpError: 429 or 503, where the quotas do not admit the call.
+        """
+        with self._admit():
+            merged = merge([self._run(index) for index in range(self.num_choices)])
+            async with aclosing(merged):
+                async for choice in merged:
+                    yield choice
 
     async def _run(self, index: int) -> Choices:
         sequence, decoder = self._sequences[index], self._decoders[index]
@@ -108,8 +162,8 @@ class Generation:
                     choice = decoder.push(delta)
                     if choice is not None:
                         yield choice
-                    if decoder.finish_reason is not None:
-                        reason = decoder.finish_reason
+                    if decoder.finish_reason is not None or index in self._ended:
+                        reason = decoder.finish_reason or "stop"
                         return
             raise EngineDeadError("the engine ended a request without a reason")
         except asyncio.CancelledError:

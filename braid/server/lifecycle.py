@@ -12,22 +12,32 @@ from typing import NamedTuple
 from starlette.types import Receive
 
 from braid.core.errors import BraidError
+from braid.core.program import Outcome, ProgramRef
 from braid.server.errors import ClientDisconnectedError, HttpError, unavailable
+from braid.server.guard.keys import ANONYMOUS, Principal
 
 DRAIN_RETRY_SECONDS = 5.0
+RECORD = "braid.record"
+"""Where the gate leaves a request's ``RequestRecord`` in its ASGI scope."""
 
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
-    """What is known of one HTTP request, for its log line.
+    """What is known of one HTTP request: filled by the gate and the pipeline, read by the logs.
 
-    ``start`` is on the ``perf_counter`` clock, in seconds; ``usage`` is set where text is generated.
+    ``start`` is on the ``perf_counter`` clock, in seconds; ``usage`` and ``program`` are set where text is generated.
     """
 
     request_id: str
+    principal: Principal = ANONYMOUS
     start: float = field(default_factory=time.perf_counter)
     status: int = 0
     usage: Callable[[], Usage] | None = None
+    program: ProgramRef | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+    """What became of the client's retention wishes."""
+    warnings: list[str] = field(default_factory=list)
+    """What was ignored although it would have changed the output; sent as a header."""
 
 
 class Usage(NamedTuple):
@@ -36,6 +46,11 @@ class Usage(NamedTuple):
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
+    """Prompt tokens that were found in the prefix cache."""
+    num_written_tokens: int = 0
+    """Prompt tokens that can be found there from now on, and could not before."""
+    num_reasoning_tokens: int = 0
+    """Output tokens that were thinking."""
 
 
 class Lifecycle:

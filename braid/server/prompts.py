@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from braid.core.errors import InvalidParameterError
-from braid.server.body import echo
 from braid.server.config import ServerContext
 from braid.server.encode import PromptEncoder, Tokens, check_length, engine_info
-from braid.server.schemas import TemplateFields
+from braid.server.guard.body import echo
+from braid.server.turn import TurnRequest
+from braid.text.tools import Tool
 
 Message = dict[str, Any]
 
@@ -17,50 +18,37 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 RENDER_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 
-def chat_tokens(
-    context: ServerContext, encoder: PromptEncoder, messages: Sequence[Message], fields: TemplateFields
-) -> Tokens:
-    """Render the conversation and tokenise it; the template writes the special tokens.
+def render_turn(context: ServerContext, wanted: TurnRequest) -> str:
+    """The prompt of a conversation; the template writes the special tokens.
 
     Raises:
-        InvalidParameterError: a message is malformed, the template refuses the conversation, or it cannot fit.
+        InvalidParameterError: a message is malformed, or the template refuses the conversation.
     """
-    text = render_chat(context, messages, fields)
-    return encoder.encode(text, "messages", add_special_tokens=False)
-
-
-def render_chat(context: ServerContext, messages: Sequence[Message], fields: TemplateFields) -> str:
     template = context.chat_template
     if template is None:
-        raise InvalidParameterError("this model has no chat template; use /v1/completions", param="messages")
-    open_ended = bool(fields.continue_final_message)
-    if open_ended and fields.add_generation_prompt:
-        message = "continue_final_message and add_generation_prompt exclude each other"
-        raise InvalidParameterError(message, param="continue_final_message")
-    kwargs = dict(fields.chat_template_kwargs or {})
-    if RENDER_ARGUMENTS.intersection(kwargs):
+        raise InvalidParameterError(
+            "this model has no chat template; use /v1/completions", param=wanted.param
+        )
+    if RENDER_ARGUMENTS.intersection(wanted.template):
         message = f"chat_template_kwargs must not set {', '.join(sorted(RENDER_ARGUMENTS))}"
         raise InvalidParameterError(message, param="chat_template_kwargs")
-    if fields.reasoning_effort is not None:
-        kwargs.setdefault("reasoning_effort", fields.reasoning_effort)
+    shown = () if wanted.tool_choice.mode == "none" else wanted.tools
     return template.render(
-        messages,
-        tools=_tools(fields.tools),
-        add_generation_prompt=fields.add_generation_prompt is not False,
-        continue_final_message=open_ended,
-        **kwargs,
+        wanted.messages,
+        tools=[tool.as_openai() for tool in shown] or None,
+        add_generation_prompt=wanted.add_generation_prompt,
+        continue_final_message=wanted.continue_final_message,
+        **wanted.template,
     )
 
 
-def check_messages(
-    context: ServerContext, messages: Sequence[Message], tools: Sequence[Message] | None
-) -> None:
+def check_messages(context: ServerContext, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
     limits = context.config
     if not 1 <= len(messages) <= limits.max_messages:
         message = f"messages must have 1 to {limits.max_messages} entries, got {len(messages)}"
         raise InvalidParameterError(message, param="messages")
-    if len(tools or ()) > limits.max_tools:
-        message = f"tools has {len(tools or ())} entries, at most {limits.max_tools} are allowed"
+    if len(tools) > limits.max_tools:
+        message = f"tools has {len(tools)} entries, at most {limits.max_tools} are allowed"
         raise InvalidParameterError(message, param="tools")
     for index, entry in enumerate(messages):
         role = entry.get("role")
@@ -69,25 +57,6 @@ def check_messages(
             raise InvalidParameterError(message, param="messages")
         if entry.get("content") is None and role != "assistant":
             raise InvalidParameterError(f"messages.{index}.content is missing", param="messages")
-
-
-def _tools(tools: Sequence[Message] | None) -> list[Message] | None:
-    """Function tools only: agents send other types, and a refusal would break them."""
-    known = []
-    for index, tool in enumerate(tools or ()):
-        if tool.get("type") != "function":
-            continue
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            message = f"tools.{index}.function must be an object with a name"
-            raise InvalidParameterError(message, param="tools")
-        known.append(tool)
-    return known or None
-
-
-def dropped_tools(tools: Sequence[Message] | None) -> list[str]:
-    """Where tools stand that are not functions."""
-    return [f"tools.{index}" for index, tool in enumerate(tools or ()) if tool.get("type") != "function"]
 
 
 def completion_prompts(

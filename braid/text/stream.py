@@ -86,6 +86,7 @@ class TextStream:
     """The text of one output, token by token.
 
     The text continues a prompt: a leading blank belongs to it (``Tokenizer.decode(..., continuation=True)``).
+    ``keep_special`` names special tokens that are text here although others are left out.
     """
 
     __slots__ = (
@@ -101,9 +102,12 @@ class TextStream:
         "stopped",
     )
 
-    def __init__(self, tokenizer: TokenBytes, params: SamplingParams) -> None:
+    def __init__(
+        self, tokenizer: TokenBytes, params: SamplingParams, *, keep_special: frozenset[int] = frozenset()
+    ) -> None:
         self._bytes = tokenizer.token_bytes
-        self._skip = tokenizer.special_token_ids if params.skip_special_tokens else frozenset()
+        special = tokenizer.special_token_ids - keep_special
+        self._skip = special if params.skip_special_tokens else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._matcher = StopMatcher(params.stop)
         self._include_stop = params.include_stop_str_in_output

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, FailFast
 
 from braid.core.errors import InvalidParameterError
 from braid.core.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
-from braid.server.body import echo
+from braid.server.guard.body import echo
 
 Item = TypeVar("Item")
 
@@ -198,6 +198,20 @@ class TemplateFields(BaseModel):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
+    def template_variables(self) -> dict[str, Any]:
+        """Further variables of the template.
+
+        Raises:
+            InvalidParameterError: fields that exclude each other.
+        """
+        if self.continue_final_message and self.add_generation_prompt:
+            message = "continue_final_message and add_generation_prompt exclude each other"
+            raise InvalidParameterError(message, param="continue_final_message")
+        variables = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            variables.setdefault("reasoning_effort", self.reasoning_effort)
+        return variables
+
 
 class ChatRequest(RequestFields, TemplateFields):
     messages: Items[dict[str, Any]]
@@ -234,9 +248,6 @@ class ChatRequest(RequestFields, TemplateFields):
     def check(self, body: Mapping[str, Any]) -> None:
         super().check(body)
         refuse(CHAT_UNSUPPORTED, body)
-        if self.tool_choice not in (None, "none", "auto"):
-            message = f"tool_choice {echo(self.tool_choice)} is not supported yet; supported: 'none', 'auto'"
-            raise InvalidParameterError(message, param="tool_choice")
         if self.modalities not in (None, ["text"]):
             raise InvalidParameterError(
                 "modalities other than ['text'] are not supported", param="modalities"

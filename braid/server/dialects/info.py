@@ -10,15 +10,17 @@ from starlette.responses import Response
 
 from braid import __version__
 from braid.core.errors import EngineDeadError, InvalidParameterError
-from braid.server.api import served_name
-from braid.server.body import read_json
-from braid.server.config import ServerContext
-from braid.server.encode import PromptEncoder, Tokens, engine_info
+from braid.core.sampling import SamplingParams
+from braid.server.dialects.schemas import DetokenizeRequest, TokenizeRequest
+from braid.server.dialects.tools import parse_tools
+from braid.server.encode import Tokens, engine_info
 from braid.server.errors import json_response, unavailable
-from braid.server.lifecycle import Lifecycle, shutting_down
-from braid.server.metrics import CONTENT_TYPE, Gauges, ServerMetrics
-from braid.server.prompts import chat_tokens, check_messages, check_token_ids
-from braid.server.schemas import DetokenizeRequest, TokenizeRequest
+from braid.server.guard.body import read_json
+from braid.server.lifecycle import shutting_down
+from braid.server.observe.metrics import CONTENT_TYPE, Gauges
+from braid.server.pipeline import Pipeline
+from braid.server.prompts import check_messages, check_token_ids, render_turn
+from braid.server.turn import TurnRequest
 
 _LOADING_RETRY_SECONDS = 2.0
 _STATS_TIMEOUT = 2.0
@@ -27,13 +29,12 @@ _STATS_TIMEOUT = 2.0
 class InfoRoutes:
     """Everything that generates no text."""
 
-    def __init__(
-        self, context: ServerContext, encoder: PromptEncoder, lifecycle: Lifecycle, metrics: ServerMetrics
-    ) -> None:
-        self._context = context
-        self._encoder = encoder
-        self._lifecycle = lifecycle
-        self._metrics = metrics
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._context = pipeline.context
+        self._encoder = pipeline.encoder
+        self._lifecycle = pipeline.lifecycle
+        self._metrics = pipeline.metrics
 
     async def health(self, request: Request) -> Response:
         """Alive: this process answers. Whether it can serve is ``ready``'s to say."""
@@ -68,7 +69,7 @@ class InfoRoutes:
         return json_response({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
-        return json_response(self._model(served_name(self._context, request.path_params["name"])))
+        return json_response(self._model(self._pipeline.served_name(request.path_params["name"])))
 
     def _model(self, name: str) -> dict[str, Any]:
         info = self._context.engine.info
@@ -84,7 +85,7 @@ class InfoRoutes:
     async def tokenize(self, request: Request) -> Response:
         context = self._context
         fields, body, size = await read_json(request, TokenizeRequest, context.config)
-        served_name(context, fields.model)
+        self._pipeline.served_name(fields.model)
         fields.check(body)
         tokens = await self._encoder.off_loop(size, lambda: self._tokens(fields))
         answer: dict[str, Any] = {
@@ -100,15 +101,25 @@ class InfoRoutes:
         if (fields.prompt is None) == (fields.messages is None):
             raise InvalidParameterError("give either prompt or messages", param="prompt")
         if fields.messages is not None:
-            check_messages(self._context, fields.messages, fields.tools)
-            return chat_tokens(self._context, self._encoder, fields.messages, fields)
+            tools, _ = parse_tools(fields.tools)
+            check_messages(self._context, fields.messages, tools)
+            wanted = TurnRequest(
+                messages=fields.messages,
+                tools=tools,
+                params=SamplingParams(),
+                template=fields.template_variables(),
+                add_generation_prompt=fields.add_generation_prompt is not False,
+                continue_final_message=bool(fields.continue_final_message),
+            )
+            text = render_turn(self._context, wanted)
+            return self._encoder.encode(text, "messages", add_special_tokens=False)
         special = fields.add_special_tokens is not False
         return self._encoder.encode(fields.prompt or "", "prompt", add_special_tokens=special)
 
     async def detokenize(self, request: Request) -> Response:
         context = self._context
         fields, _, size = await read_json(request, DetokenizeRequest, context.config)
-        served_name(context, fields.model)
+        self._pipeline.served_name(fields.model)
         info = engine_info(context)
         if len(fields.tokens) > info.max_model_len:
             message = f"tokens has {len(fields.tokens)} ids, the model's context is {info.max_model_len}"

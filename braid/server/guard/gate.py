@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from braid.core.errors import BraidError, EngineDeadError
 from braid.server.config import ServerConfig
 from braid.server.errors import ClientDisconnectedError, HttpError, as_http_error
-from braid.server.lifecycle import Lifecycle, RequestRecord, Usage, is_cancelled, shutting_down
-from braid.server.metrics import ServerMetrics
+from braid.server.lifecycle import RECORD, Lifecycle, RequestRecord, Usage, is_cancelled, shutting_down
+from braid.server.observe.metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("braid.access")
@@ -25,7 +25,6 @@ _POLLED = frozenset(("/health", "/ready", "/metrics"))
 """What monitors ask every few seconds: logged at debug level."""
 
 OPEN_PATHS = frozenset({"/health"})
-RECORD = "braid.record"
 _CLIENT_GONE = 499
 _LONGEST_PATH = 200
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from braid.core.errors import InvalidParameterError
-from braid.server import body as body_module
-from braid.server.body import nesting_exceeds, parse_object, validate
 from braid.server.config import ServerConfig
+from braid.server.dialects.schemas import ChatRequest
 from braid.server.errors import HttpError
-from braid.server.schemas import ChatRequest
+from braid.server.guard import body as body_module
+from braid.server.guard.body import nesting_exceeds, parse_object, validate
 
 CHAT = "/v1/chat/completions"
 ROUTES = (CHAT, "/v1/completions", "/tokenize", "/detokenize")

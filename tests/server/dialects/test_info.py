@@ -6,7 +6,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from braid.server.metrics import ALIASES
+from braid.server.observe.metrics import ALIASES
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

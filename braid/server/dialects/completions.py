@@ -6,11 +6,69 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from braid.server.chat import LOWEST_LOGPROB
+from starlette.requests import Request
+from starlette.responses import Response
+
 from braid.server.decode import Token
+from braid.server.dialects.chat import LOWEST_LOGPROB
+from braid.server.dialects.fields import note_ignored
+from braid.server.dialects.schemas import CompletionRequest
+from braid.server.encode import Tokens
+from braid.server.errors import json_response
 from braid.server.generate import Generation, usage_payload
-from braid.server.sse import DONE, event
+from braid.server.guard.body import read_json
+from braid.server.pipeline import FINGERPRINT, Pipeline, TextRequest
+from braid.server.prompts import completion_prompts
+from braid.server.sse import DONE, EventStream, event
 from braid.text.tokenizer import Tokenizer
+
+
+class CompletionRoutes:
+    """``/v1/completions``."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def completions(self, request: Request) -> Response:
+        pipeline, context = self._pipeline, self._pipeline.context
+        fields, body, size = await read_json(request, CompletionRequest, context.config)
+        pipeline.served_name(fields.model)
+        fields.check(body)
+        note_ignored(pipeline.metrics, fields, body)
+        special = fields.add_special_tokens is not False
+        prompts = await pipeline.off_loop(
+            size, lambda: completion_prompts(context, pipeline.encoder, fields.prompt, special)
+        )
+        wanted = TextRequest(
+            model=fields.model,
+            prompts=prompts,
+            params=fields.params(context.config.max_stop),
+            default_max_tokens=fields.default_max_tokens,
+            return_token_ids=bool(fields.return_token_ids),
+            cache_salt=fields.cache_salt or "",
+            priority=fields.priority or 0,
+        )
+        generation = await pipeline.text(request, wanted)
+        echoed = await pipeline.off_loop(size, lambda: self._echoed(fields, prompts))
+        writer = CompletionWriter(generation, context.tokenizer, FINGERPRINT, echoed)
+        if fields.stream:
+            events = writer.events(include_usage=fields.include_usage)
+            return EventStream(events, pipeline.lifecycle, context.config)
+        async with pipeline.lifecycle.watch(request.receive):
+            answer = await writer.answer()
+        return json_response(answer)
+
+    def _echoed(self, fields: CompletionRequest, prompts: tuple[Tokens, ...]) -> list[str]:
+        if not fields.echo:
+            return [""] * len(prompts)
+        if isinstance(fields.prompt, str):
+            return [fields.prompt]
+        given = fields.prompt if len(fields.prompt) == len(prompts) else [fields.prompt]
+        decode = self._pipeline.context.tokenizer.decode
+        return [
+            text if isinstance(text, str) else decode(list(prompt))
+            for text, prompt in zip(given, prompts, strict=True)
+        ]
 
 
 class CompletionWriter:

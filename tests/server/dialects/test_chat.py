@@ -50,7 +50,7 @@ async def test_answer(client: httpx.AsyncClient, engine: Any, tokenizer: Any) ->
         "prompt_tokens": len(prompt),
         "completion_tokens": output,
         "total_tokens": len(prompt) + output,
-        "prompt_tokens_details": {"cached_tokens": 3},
+        "prompt_tokens_details": {"cached_tokens": 3, "cache_write_tokens": len(prompt) // 16 * 16 - 3},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from braid.server.schemas import (
+from braid.server.dialects.schemas import (
     TEMPLATE_UNSUPPORTED,
     UNSUPPORTED,
     ChatRequest,

@@ -1,0 +1,1 @@
+"""What an operator can see: metrics, the access log, the request log, spans."""

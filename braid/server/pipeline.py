@@ -1,0 +1,204 @@
+"""From a checked request to a generation: render, tokenise, check against the engine's limits, take a share.
+
+Every dialect ends here, so that limits, identity and quotas hold on all of them alike.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from braid import __version__
+from braid.core.constraint import Constraint
+from braid.core.program import ProgramRef, RetainIntent
+from braid.core.sampling import SamplingParams
+from braid.server.config import ServerContext
+from braid.server.encode import PromptEncoder, Tokens, check_context, engine_info
+from braid.server.errors import HttpError
+from braid.server.generate import Call, Generation
+from braid.server.guard.body import echo
+from braid.server.guard.quota import Quotas
+from braid.server.lifecycle import RECORD, Lifecycle, RequestRecord
+from braid.server.observe.metrics import ServerMetrics
+from braid.server.prompts import check_messages, check_sequences, check_token_ids, render_turn
+from braid.server.turn import Turn, TurnRequest
+
+FINGERPRINT = f"braid-{__version__}"
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextRequest:
+    """A checked request for the continuation of given texts.
+
+    Args:
+        default_max_tokens: output limit where ``params`` sets none; None goes on to the end of the context.
+    """
+
+    model: str | None = None
+    prompts: tuple[Tokens, ...]
+    params: SamplingParams
+    default_max_tokens: int | None = None
+    return_token_ids: bool = False
+    cache_salt: str = ""
+    priority: int = 0
+    program: ProgramRef | None = None
+    intent: RetainIntent | None = None
+    id_prefix: str = "cmpl-"
+    param: str = "prompt"
+
+
+class Pipeline:
+    """What the dialects share. One per application."""
+
+    def __init__(
+        self,
+        context: ServerContext,
+        encoder: PromptEncoder,
+        lifecycle: Lifecycle,
+        metrics: ServerMetrics,
+        quotas: Quotas,
+    ) -> None:
+        self.context = context
+        self.encoder = encoder
+        self.lifecycle = lifecycle
+        self.metrics = metrics
+        self.quotas = quotas
+
+    def served_name(self, model: str | None) -> str:
+        """The name to answer with; a client may leave the model out.
+
+        Raises:
+            HttpError: 404 listing the served names.
+        """
+        names = self.context.served_model_names
+        if model is None:
+            return names[0]
+        if model not in names:
+            message = f"model {echo(model)} is not served; served: {', '.join(names)}"
+            raise HttpError(404, message, param="model", code="model_not_found")
+        return model
+
+    async def off_loop(self, size: int, work: Callable[[], Result]) -> Result:
+        """See ``PromptEncoder.off_loop``."""
+        return await self.encoder.off_loop(size, work)
+
+    async def turn(self, request: Request, wanted: TurnRequest) -> Turn:
+        """Render and tokenise the conversation; nothing has been asked of the engine yet.
+
+        Raises:
+            HttpError, InvalidParameterError: what the model, the context or the quotas do not admit.
+        """
+        context = self.context
+        engine_info(context)
+        check_messages(context, wanted.messages, wanted.tools)
+        prompt, text = await self.off_loop(wanted.size, lambda: self._encode(wanted))
+        reply_format = context.reply_format
+        constraint = reply_format.constraint(
+            tools=wanted.tools,
+            choice=wanted.tool_choice,
+            parallel=wanted.max_calls != 1,
+            answer=wanted.constraint,
+            prompt=text,
+        )
+        call = self._call(
+            request, wanted, (prompt,), constraint=constraint, keep_special=self._keep_special(), default=None
+        )
+        generation = self._generation(request, call)
+        tools = () if wanted.tool_choice.mode == "none" else wanted.tools
+        readers = [reply_format.reader(prompt=text, tools=tools) for _ in range(generation.num_choices)]
+        return Turn(generation, readers, wanted.max_calls)
+
+    async def text(self, request: Request, wanted: TextRequest) -> Generation:
+        """A generation for given prompts.
+
+        Raises:
+            HttpError, InvalidParameterError: what the context or the quotas do not admit.
+        """
+        call = self._call(request, wanted, wanted.prompts, default=wanted.default_max_tokens)
+        return self._generation(request, call)
+
+    async def count(self, wanted: TurnRequest) -> int:
+        """Prompt tokens of a conversation."""
+        check_messages(self.context, wanted.messages, wanted.tools)
+        prompt, _ = await self.off_loop(wanted.size, lambda: self._encode(wanted))
+        return len(prompt)
+
+    def _encode(self, wanted: TurnRequest) -> tuple[Tokens, str]:
+        text = render_turn(self.context, wanted)
+        return self.encoder.encode(text, wanted.param, add_special_tokens=False), text
+
+    def _keep_special(self) -> frozenset[int]:
+        token_id = self.context.tokenizer.token_id
+        ids = (token_id(token) for token in self.context.reply_format.special_tokens)
+        return frozenset(id for id in ids if id is not None)
+
+    def _call(
+        self,
+        request: Request,
+        wanted: TurnRequest | TextRequest,
+        prompts: tuple[Tokens, ...],
+        *,
+        default: int | None,
+        constraint: Constraint | None = None,
+        keep_special: frozenset[int] = frozenset(),
+    ) -> Call:
+        info = engine_info(self.context)
+        params = wanted.params if constraint is None else replace(wanted.params, constraint=constraint)
+        check_sequences(len(prompts), params.n, self.context.config.max_sequences)
+        lengths = tuple(
+            check_context(len(prompt), params.max_tokens, info.max_model_len, wanted.param, default)
+            for prompt in prompts
+        )
+        for prompt in prompts:
+            check_token_ids(prompt, info.vocab_size, wanted.param)
+        check_token_ids(params.stop_token_ids, info.vocab_size, "stop_token_ids")
+        check_token_ids(tuple(params.logit_bias), info.vocab_size, "logit_bias")
+        record = record_of(request)
+        record.program = wanted.program
+        return Call(
+            id=f"{wanted.id_prefix}{uuid.uuid4().hex}",
+            model=self.served_name(wanted.model),
+            created=int(time.time()),
+            prompts=prompts,
+            max_tokens=lengths,
+            params=params,
+            cache_salt=_salt(record.principal.salt, wanted.cache_salt),
+            arrival=record.start,
+            return_token_ids=wanted.return_token_ids,
+            keep_special=keep_special,
+            priority=wanted.priority,
+            program=wanted.program,
+            intent=wanted.intent,
+        )
+
+    def _generation(self, request: Request, call: Call) -> Generation:
+        record = record_of(request)
+        num_tokens = sum(len(prompt) for prompt in call.prompts)
+        num_sequences = len(call.prompts) * call.params.n
+        generation = Generation(
+            call,
+            self.context.engine,
+            self.context.tokenizer,
+            self.metrics,
+            admit=lambda: self.quotas.enter(record.principal, num_sequences, num_tokens),
+        )
+        record.usage = lambda: generation.usage
+        return generation
+
+
+def record_of(request: Request) -> RequestRecord:
+    """What the gate noted of this request."""
+    record: RequestRecord = request.scope[RECORD]
+    return record
+
+
+def _salt(own: str, asked: str) -> str:
+    """Blocks are shared within one principal only, and there among requests of equal ``cache_salt``."""
+    return f"{own}\0{asked}" if own else asked
