@@ -7,7 +7,7 @@ import contextlib
 import json
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import httpx
@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from braid.checkpoint.open import open_checkpoint
 from braid.checkpoint.resolve import resolve
 from braid.core.errors import BraidError, EngineDeadError
+from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, TokenLogprobs
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
 from braid.server.app import create_app
@@ -39,11 +40,13 @@ VOCAB = 259
 class FakeEngine:
     """Answers every prompt with ``reply``, byte by byte, ``burst`` tokens at a time.
 
-    ``hold_after`` tokens the stream waits for ``go``. ``error`` is raised before the first delta, or after
-    ``fail_after`` tokens. ``delta_error`` makes the engine report the failure of one request.
+    ``reply`` is a text, or a function from the prompt's text to one. ``hold_after`` tokens the stream waits for
+    ``go``. ``error`` is raised before the first delta, or after ``fail_after`` tokens. ``delta_error`` makes the
+    engine report the failure of one request. ``pooling`` makes it a model that embeds: ``embed`` gives the vector of
+    a prompt's token ids. Programs are asked for through ``verbs``, and answered with ``outcome``.
     """
 
-    reply: str = "Hello, wörld! 😀"
+    reply: str | Callable[[str], str] = "Hello, wörld! 😀"
     burst: int = 1
     hold_after: int | None = None
     fail_after: int | None = None
@@ -56,6 +59,15 @@ class FakeEngine:
     active: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
     encode: Callable[[str], list[int]] = lambda text: list(text.encode())
+    decode: Callable[[list[int]], str] = lambda ids: bytes(ids).decode()
+    pooling: str | None = None
+    embed: Callable[[tuple[int, ...]], tuple[float, ...]] = lambda ids: (3.0, 4.0, 0.0, float(len(ids)))
+    verbs: list[tuple[ProgramVerb, ProgramRef, float | None]] = field(default_factory=list)
+    outcome: Applied = Applied.APPLIED
+
+    def text_for(self, prompt: tuple[int, ...]) -> str:
+        """What the engine answers a prompt with."""
+        return self.reply if isinstance(self.reply, str) else self.reply(self.decode(list(prompt)))
 
     @property
     def info(self) -> EngineInfo | None:
@@ -72,7 +84,17 @@ class FakeEngine:
             block_size=16,
             kernels="reference",
             torch_version="2",
+            **self._pooling_info(),
         )
+
+    def _pooling_info(self) -> dict[str, object]:
+        known = {entry.name for entry in fields(EngineInfo)}
+        size = len(self.embed((0,)))
+        return {
+            name: value
+            for name, value in {"pooling": self.pooling, "hidden_size": size}.items()
+            if name in known
+        }
 
     @property
     def is_ready(self) -> bool:
@@ -91,6 +113,12 @@ class FakeEngine:
             raise EngineDeadError("the engine is down")
         return EngineStats(num_running=2, num_blocks=10, num_free_blocks=4, prefix_queries=7, prefix_hits=5)
 
+    async def program(self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None) -> Outcome:
+        if not self.ready:
+            raise EngineDeadError("the engine is down")
+        self.verbs.append((verb, program, seconds))
+        return Outcome(verb.value, self.outcome)
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         self.seen.append(request)
         self.active.add(request.request_id)
@@ -107,7 +135,13 @@ class FakeEngine:
                 self.aborted.append(request.request_id)
 
     async def _deltas(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        tokens = self.encode(self.reply)
+        if request.pooling is not None:
+            vector = self.embed(request.prompt_token_ids)
+            if self.hold_after is not None:
+                await self.go.wait()
+            yield Delta(request.request_id, (), None, 0, FinishReason.STOP, embedding=vector)
+            return
+        tokens = self.encode(self.text_for(request.prompt_token_ids))
         limit = request.params.max_tokens or CONTEXT
         reason = FinishReason.STOP if len(tokens) <= limit else FinishReason.LENGTH
         tokens = tokens[:limit]
@@ -127,6 +161,7 @@ class FakeEngine:
                 self._logprobs(request, piece),
                 self.cached,
                 reason if last else None,
+                prompt_logprobs=self._prompt_logprobs(request) if start == 0 else None,
             )
             await asyncio.sleep(0)
 
@@ -138,6 +173,15 @@ class FakeEngine:
             TokenLogprobs(token, -0.5, 1, tuple((other, -1.0 - other) for other in range(count)))
             for token in piece
         )
+
+    def _prompt_logprobs(self, request: GenerateRequest) -> tuple[TokenLogprobs | None, ...] | None:
+        """The further a token stands, the less likely it was; its alternatives are the first token ids."""
+        count = request.params.prompt_logprobs
+        if count is None:
+            return None
+        top = tuple((other, -1.0 - other) for other in range(count))
+        later = enumerate(request.prompt_token_ids[1:], 1)
+        return (None, *(TokenLogprobs(token, -0.01 * at, 1, top) for at, token in later))
 
 
 @pytest.fixture(scope="session")
@@ -168,7 +212,10 @@ def _write_byte_model(folder: Path) -> None:
 
 @pytest.fixture
 def engine(tokenizer: Tokenizer) -> FakeEngine:
-    return FakeEngine(encode=lambda text: tokenizer.encode(text, add_special_tokens=False))
+    return FakeEngine(
+        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+    )
 
 
 @pytest.fixture
