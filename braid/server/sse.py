@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 import msgspec
@@ -32,13 +32,23 @@ def event(value: object) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
+def named_event(name: str, value: object) -> bytes:
+    """An event with an ``event:`` line, for clients that read no others."""
+    return b"event: " + name.encode() + b"\n" + event(value)
+
+
+def error_event(error: Exception) -> bytes:
+    """How chat and text streams end with an error."""
+    return event(as_http_error(error).payload())
+
+
 class EventStream(Response):
     """Sends events as they come.
 
     1. The status line waits for the first event, so that an error before it is an ordinary error answer; but not
        longer than a keep-alive interval.
     2. Silence is broken by comments.
-    3. An error after the first byte is an event, and nothing follows it.
+    3. An error after the first byte is what ``on_error`` makes of it, and nothing follows it.
     4. Nothing is buffered here: the transport's limit slows the reader's stream, and a reader that takes nothing
        for ``slow_reader_seconds`` is dropped.
     5. However the stream ends, ``events`` is closed, which aborts what is still running.
@@ -50,6 +60,8 @@ class EventStream(Response):
         lifecycle: Lifecycle,
         config: ServerConfig,
         headers: Mapping[str, str] | None = None,
+        *,
+        on_error: Callable[[Exception], bytes] = error_event,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -57,6 +69,7 @@ class EventStream(Response):
         self._events = events
         self._lifecycle = lifecycle
         self._config = config
+        self._on_error = on_error
         self._starting = asyncio.Lock()
         self._started = False
         self._blocked_since: float | None = None
@@ -77,7 +90,9 @@ class EventStream(Response):
         except Exception as error:
             if not self._started:
                 raise
-            await self._send_last(_error_event(error))
+            if not isinstance(error, BraidError):
+                logger.error("a stream failed", exc_info=error)
+            await self._send_last(self._on_error(error))
         else:
             await self._send_last(b"")
 
@@ -118,9 +133,3 @@ class EventStream(Response):
                 await self._send({"type": "http.response.body", "body": body, "more_body": False})
         except TimeoutError:
             raise ClientDisconnectedError("the client reads too slowly") from None
-
-
-def _error_event(error: Exception) -> bytes:
-    if not isinstance(error, BraidError):
-        logger.error("a stream failed", exc_info=error)
-    return event(as_http_error(error).payload())
