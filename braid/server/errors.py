@@ -1,4 +1,4 @@
-"""Errors as HTTP answers, in the shape of the OpenAI API."""
+"""Errors as HTTP answers, in the shape of the OpenAI API; on its own paths in that of the Anthropic API."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ RETRY_RANGE = (1.0, 120.0)
 """SDKs ignore a delay of 0, and openai-python gives up above 120 s."""
 ENGINE_RETRY_SECONDS = 2.0
 NO_RETRY = {"x-should-retry": "false"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class HttpError(BraidError):
@@ -82,6 +89,26 @@ def as_http_error(error: BaseException) -> HttpError:
         str(error) if isinstance(error, BraidError) else "internal error; the server's log has the details"
     )
     return HttpError(500, message, type="server_error", code="internal_error", headers=NO_RETRY)
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether clients of this path speak Anthropic's dialect, and hear of errors in it."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def anthropic_payload(error: HttpError, request_id: str) -> dict[str, Any]:
+    """Anthropic's error object, for answers and for streams."""
+    fallback = "invalid_request_error" if error.status < 500 else "api_error"
+    kind = _ANTHROPIC_TYPES.get(error.status, fallback)
+    return {"type": "error", "error": {"type": kind, "message": str(error)}, "request_id": request_id}
+
+
+def error_response(error: HttpError, path: str, request_id: str) -> Response:
+    """The answer that clients of ``path`` understand."""
+    if is_anthropic(path):
+        payload = anthropic_payload(error, request_id)
+        return json_response(payload, status=error.status, headers=error.headers)
+    return error.response()
 
 
 def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

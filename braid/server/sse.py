@@ -47,7 +47,7 @@ class EventStream(Response):
 
     1. The status line waits for the first event, so that an error before it is an ordinary error answer; but not
        longer than a keep-alive interval.
-    2. Silence is broken by comments.
+    2. Silence is broken by ``ping``: a comment, where the dialect has no event for it.
     3. An error after the first byte is what ``on_error`` makes of it, and nothing follows it.
     4. Nothing is buffered here: the transport's limit slows the reader's stream, and a reader that takes nothing
        for ``slow_reader_seconds`` is dropped.
@@ -62,6 +62,7 @@ class EventStream(Response):
         headers: Mapping[str, str] | None = None,
         *,
         on_error: Callable[[Exception], bytes] = error_event,
+        ping: bytes = PING,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -70,6 +71,7 @@ class EventStream(Response):
         self._lifecycle = lifecycle
         self._config = config
         self._on_error = on_error
+        self._ping_frame = ping
         self._starting = asyncio.Lock()
         self._started = False
         self._blocked_since: float | None = None
@@ -122,7 +124,7 @@ class EventStream(Response):
         # The watch must not hang here itself, or nobody would notice that the reader takes nothing.
         try:
             async with asyncio.timeout(self._config.slow_reader_seconds):
-                await self._write(PING)
+                await self._write(self._ping_frame)
         except TimeoutError:
             self._watch.interrupt(ClientDisconnectedError("the client reads too slowly"))
 
