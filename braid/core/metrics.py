@@ -7,6 +7,7 @@ end; queueing delay from arrival to the first scheduling.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -130,3 +131,34 @@ def goodput(requests: Sequence[RequestTimes], slo: SLO) -> float:
     if duration <= 0:
         raise ValueError("goodput needs time to pass")
     return sum(slo.is_met(times) for times in requests) / duration
+
+
+class Histogram(NamedTuple):
+    """How often values fell between fixed bounds: ``counts[i]`` of them in ``(bounds[i - 1], bounds[i]]``, the last
+    count above all bounds. ``total`` is the sum of the values."""
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = (0,)
+    total: float = 0.0
+
+
+EMPTY_HISTOGRAM = Histogram()
+
+
+class HistogramCounter:
+    """A histogram that grows. ``bounds`` rise."""
+
+    __slots__ = ("_bounds", "_counts", "_total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._total = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def read(self) -> Histogram:
+        """As it is now."""
+        return Histogram(self._bounds, tuple(self._counts), self._total)

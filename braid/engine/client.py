@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -20,9 +21,12 @@ import zmq.asyncio
 from braid.core.config import EngineConfig
 from braid.core.env import engine_environment
 from braid.core.errors import BraidError, EngineDeadError
+from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta
 from braid.engine.messages import (
     Abort,
+    ActedOnProgram,
+    ActOnProgram,
     Deltas,
     FromEngine,
     Generate,
@@ -68,7 +72,7 @@ class _Engine:
         self.receiver.bind(self.from_address)
         self.process: asyncio.subprocess.Process | None = None
         self.streams: dict[str, asyncio.Queue[Delta | BraidError]] = {}
-        self.tickets: dict[int, asyncio.Future[EngineStats]] = {}
+        self.tickets: dict[int, asyncio.Future[Any]] = {}
         self._encoder = msgspec.msgpack.Encoder()
 
     async def send(self, message: ToEngine) -> None:
@@ -215,12 +219,24 @@ class ProcessClient:
 
     async def stats(self) -> EngineStats:
         """See ``EngineClient.stats``."""
+        answer: EngineStats = await self._ask(GetStats(next(self._numbers)))
+        return answer
+
+    async def program(self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None) -> Outcome:
+        """See ``EngineClient.program``."""
+        answer: Outcome = await self._ask(ActOnProgram(next(self._numbers), verb, program, seconds))
+        return answer
+
+    async def _ask(self, question: GetStats | ActOnProgram) -> Any:
+        """Send a message that is answered by one with the same ticket."""
         engine = self._require_engine()
-        number = next(self._numbers)
-        ticket: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
-        engine.tickets[number] = ticket
-        await engine.send(GetStats(number))
-        return await ticket
+        ticket: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        engine.tickets[question.ticket] = ticket
+        try:
+            await engine.send(question)
+            return await ticket
+        finally:
+            engine.tickets.pop(question.ticket, None)
 
     def _require_engine(self) -> _Engine:
         if not self._ready or self._engine is None:
@@ -328,13 +344,18 @@ class ProcessClient:
         elif isinstance(message, Refused):
             self._pass_refusal(engine, message)
         elif isinstance(message, Stats):
-            ticket = engine.tickets.pop(message.ticket, None)
-            if ticket is not None and not ticket.done():
-                ticket.set_result(message.stats)
+            self._answer(engine, message.ticket, message.stats)
+        elif isinstance(message, ActedOnProgram):
+            self._answer(engine, message.ticket, message.outcome)
         elif isinstance(message, Progress):
             self._on_progress(message.what, message.done, message.total)
         elif isinstance(message, Ready):
             self._become_ready(message)
+
+    def _answer(self, engine: _Engine, number: int, answer: EngineStats | Outcome) -> None:
+        ticket = engine.tickets.get(number)
+        if ticket is not None and not ticket.done():  # whoever asked may have gone
+            ticket.set_result(answer)
 
     def _pass_on(self, engine: _Engine, delta: Delta) -> None:
         final = delta.finish_reason is not None

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError
+from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, Request
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
 from braid.runner.runner import Runner
@@ -91,6 +92,17 @@ class EngineCore:
         """Gauges and counters, taken between two steps."""
         self._require_alive()
         return self._loop.post(lambda scheduler, now: EngineStats(**scheduler.stats()._asdict()))
+
+    def program(
+        self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None
+    ) -> Future[Outcome]:
+        """Act on what is kept for a program, between two steps. Safe from any thread.
+
+        Raises:
+            EngineDeadError: the loop has ended.
+        """
+        self._require_alive()
+        return self._loop.post(lambda scheduler, now: scheduler.program(verb, program, seconds, now))
 
     def close(self) -> None:
         """Stop after the step in flight; unfinished requests get an error."""

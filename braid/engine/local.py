@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from braid.core.errors import BraidError
+from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta
 from braid.engine.core import EngineCore
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
@@ -57,3 +58,7 @@ class LocalClient:
 
     async def stats(self) -> EngineStats:
         return await asyncio.wrap_future(self._core.stats())
+
+    async def program(self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None) -> Outcome:
+        """See ``EngineClient.program``."""
+        return await asyncio.wrap_future(self._core.program(verb, program, seconds))

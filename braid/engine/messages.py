@@ -14,6 +14,7 @@ from braid.core.errors import (
     ModelNotFoundError,
     OverloadedError,
 )
+from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
 
@@ -38,6 +39,13 @@ class Abort(msgspec.Struct, tag=True):
 
 class GetStats(msgspec.Struct, tag=True):
     ticket: int
+
+
+class ActOnProgram(msgspec.Struct, tag=True):
+    ticket: int
+    verb: ProgramVerb
+    program: ProgramRef
+    seconds: float | None = None
 
 
 class Stop(msgspec.Struct, tag=True):
@@ -77,8 +85,13 @@ class Stats(msgspec.Struct, tag=True):
     stats: EngineStats
 
 
-ToEngine = Generate | Abort | GetStats | Stop
-FromEngine = Progress | Ready | Deltas | Refused | Stats
+class ActedOnProgram(msgspec.Struct, tag=True):
+    ticket: int
+    outcome: Outcome
+
+
+ToEngine = Generate | Abort | GetStats | ActOnProgram | Stop
+FromEngine = Progress | Ready | Deltas | Refused | Stats | ActedOnProgram
 
 _PLAIN_ERRORS: dict[str, type[BraidError]] = {
     cls.__name__: cls for cls in (CapacityError, CheckpointError, EngineDeadError, ModelNotFoundError)

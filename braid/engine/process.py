@@ -17,11 +17,14 @@ import msgspec
 import zmq
 
 from braid.core.errors import BraidError
+from braid.core.program import Outcome
 from braid.core.request import Delta
 from braid.engine.build import build_engine
 from braid.engine.core import EngineCore
 from braid.engine.messages import (
     Abort,
+    ActedOnProgram,
+    ActOnProgram,
     Deltas,
     FromEngine,
     Generate,
@@ -134,10 +137,17 @@ def handle(core: EngineCore, wire: Wire, outbox: Outbox, message: ToEngine) -> N
         core.abort(message.request_id)
     elif isinstance(message, GetStats):
         core.stats().add_done_callback(lambda future: _answer(wire, message.ticket, future))
+    elif isinstance(message, ActOnProgram):
+        acted = core.program(message.verb, message.program, message.seconds)
+        acted.add_done_callback(lambda future: _report(wire, message.ticket, future))
 
 
 def _answer(wire: Wire, ticket: int, future: Future[EngineStats]) -> None:
     wire.send(Stats(ticket, future.result()))
+
+
+def _report(wire: Wire, ticket: int, future: Future[Outcome]) -> None:
+    wire.send(ActedOnProgram(ticket, future.result()))
 
 
 def _exit_with_parent() -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from braid.core.metrics import EMPTY_HISTOGRAM, Histogram
 from braid.core.program import Outcome, ProgramRef, ProgramVerb, RetainIntent
 from braid.core.request import Delta
 from braid.core.sampling import SamplingParams
@@ -41,6 +42,10 @@ class EngineInfo:
     block_size: int
     kernels: str
     torch_version: str
+    hidden_size: int = 0
+    """Length of an embedding."""
+    pooling: str | None = None
+    """How this model's embeddings are made (``last`` or ``mean``); None where it makes none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +64,21 @@ class EngineStats:
     num_steps: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    num_programs: int = 0
+    """Programs whose latest turn is remembered."""
+    num_leases: int = 0
+    num_leased_blocks: int = 0
+    leases_granted: int = 0
+    leases_clipped: int = 0
+    """Wishes that were cut, in seconds or in blocks."""
+    leases_revoked: int = 0
+    """Leases that ended early because somebody needed the blocks."""
+    block_lifetime: Histogram = EMPTY_HISTOGRAM
+    """Seconds from a cached block's granting to its eviction."""
+    block_idle_before_evict: Histogram = EMPTY_HISTOGRAM
+    """Seconds from a cached block's last use to its eviction."""
+    block_reuse_gap: Histogram = EMPTY_HISTOGRAM
+    """Seconds from a cached block's use to its next by another request."""
 
 
 class EngineClient(Protocol):

@@ -7,13 +7,18 @@ Rules:
        the least recently used goes first. Without a key it is of no use to anyone and becomes FREE at once.
     4. What an in-flight step may still read or write waits in limbo, references held, until the step's
        lane settles.
+    5. A lease is a reference that may be taken back: blocks with no other references are revocable.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from typing import NamedTuple
+
+from braid.core.metrics import Histogram, HistogramCounter
 
 
 class BlockState(IntEnum):
@@ -25,12 +30,27 @@ class BlockState(IntEnum):
 
 FREE, RESERVED, FILLING, READY = (int(state) for state in BlockState)
 
+TIME_BOUNDS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+"""Seconds: from one step to the longest lease."""
+
+
+class BlockTimes(NamedTuple):
+    """What became of cached blocks, in seconds; see ``EngineStats``."""
+
+    lifetime: Histogram
+    idle_before_evict: Histogram
+    reuse_gap: Histogram
+
 
 class BlockPool:
-    """``num_blocks`` blocks, named ``0 .. num_blocks - 1``."""
+    """``num_blocks`` blocks, named ``0 .. num_blocks - 1``.
+
+    ``now`` is the time of what is done next; the pool has no clock of its own.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.now = 0.0
         self._states = bytearray(num_blocks)
         self._refs = [0] * num_blocks
         self._keys: list[bytes | None] = [None] * num_blocks
@@ -39,11 +59,26 @@ class BlockPool:
         self._idle: OrderedDict[int, None] = OrderedDict()
         """READY blocks without references, least recently used first."""
         self._limbo: dict[str, list[list[int]]] = {}
+        self._leases: dict[int, int] = {}
+        """How many of a block's references are leases, where there are any."""
+        self._revocable: set[int] = set()
+        self._granted = array("d", bytes(8 * num_blocks))
+        self._used = array("d", bytes(8 * num_blocks))
+        self._lifetime, self._idle_time, self._reuse_gap = (HistogramCounter(TIME_BOUNDS) for _ in range(3))
 
     @property
     def num_free(self) -> int:
         """Blocks that can be granted now, idle cached ones included."""
         return len(self._free) + len(self._idle)
+
+    @property
+    def num_revocable(self) -> int:
+        """Blocks that only leases keep from being free."""
+        return len(self._revocable)
+
+    @property
+    def num_leased(self) -> int:
+        return len(self._leases)
 
     @property
     def num_cached(self) -> int:
@@ -65,9 +100,11 @@ class BlockPool:
         while len(self._free) < count:
             self._evict()
         blocks = [self._free.pop() for _ in range(count)]
+        now = self.now
         for block in blocks:
             self._states[block] = RESERVED
             self._refs[block] = 1
+            self._granted[block] = now
         return blocks
 
     def fill(self, block: int) -> None:
@@ -79,6 +116,7 @@ class BlockPool:
         """The block is full and final. FILLING -> READY; found by ``key`` unless another block already is."""
         assert self._states[block] == FILLING, f"block {block} is {self.state(block).name}, not FILLING"
         self._states[block] = READY
+        self._used[block] = self.now
         if key not in self._by_key:
             self._by_key[key] = block
             self._keys[block] = key
@@ -86,17 +124,47 @@ class BlockPool:
     def find(self, key: bytes) -> int | None:
         return self._by_key.get(key)
 
-    def count_idle(self, blocks: Iterable[int]) -> int:
-        """How many of ``blocks`` count as free now and would not after ``acquire``."""
-        return sum(1 for block in blocks if block in self._idle)
+    def count_unused(self, blocks: Iterable[int]) -> int:
+        """How many of ``blocks`` count as free or revocable now and would not after ``acquire``."""
+        return sum(1 for block in blocks if block in self._idle or block in self._revocable)
 
     def acquire(self, blocks: Iterable[int]) -> None:
-        """One more reference to each READY block."""
+        """One more reference to each READY block: its content is used again."""
+        now = self.now
         for block in blocks:
-            assert self._states[block] == READY, f"block {block} is {self.state(block).name}, not READY"
-            if self._refs[block] == 0:
-                del self._idle[block]
-            self._refs[block] += 1
+            self._reuse_gap.observe(now - self._used[block])
+            self._used[block] = now
+            self._refer(block)
+            self._revocable.discard(block)
+
+    def lease(self, blocks: Iterable[int]) -> None:
+        """A revocable reference to each READY block."""
+        for block in blocks:
+            self._refer(block)
+            self._leases[block] = self._leases.get(block, 0) + 1
+            if self._refs[block] == self._leases[block]:
+                self._revocable.add(block)
+
+    def is_leased(self, block: int) -> bool:
+        return block in self._leases
+
+    def has_revocable(self, blocks: Iterable[int]) -> bool:
+        return not self._revocable.isdisjoint(blocks)
+
+    def end_lease(self, blocks: Sequence[int]) -> None:
+        """Give the reference of one lease back."""
+        for block in blocks:
+            self._leases[block] -= 1
+            if not self._leases[block]:
+                del self._leases[block]
+                self._revocable.discard(block)
+        self.release(blocks)
+
+    def demote(self, blocks: Sequence[int]) -> None:
+        """Of these the idle ones are evicted before all others, the last of them first."""
+        for block in blocks:
+            if block in self._idle:
+                self._idle.move_to_end(block, last=False)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give one reference to each block back.
@@ -107,6 +175,8 @@ class BlockPool:
             self._refs[block] -= 1
             if self._refs[block] == 0:
                 self._rest(block)
+            elif self._leases and self._refs[block] == self._leases.get(block):
+                self._revocable.add(block)
 
     def withdraw(self, blocks: Iterable[int]) -> None:
         """No new reader for these referenced blocks: their content is not to be trusted."""
@@ -123,9 +193,20 @@ class BlockPool:
         for blocks in self._limbo.pop(lane, ()):
             self.release(blocks)
 
-    def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
-        """Prove that every block is accounted for once. ``tables`` are those of all live requests."""
-        expected: Counter[int] = Counter()
+    def times(self) -> BlockTimes:
+        return BlockTimes(self._lifetime.read(), self._idle_time.read(), self._reuse_gap.read())
+
+    def check_integrity(self, tables: Iterable[Sequence[int]], leased: Iterable[Sequence[int]] = ()) -> None:
+        """Prove that every block is accounted for once.
+
+        ``tables`` are those of all live requests, ``leased`` those of all leases.
+        """
+        leases: Counter[int] = Counter()
+        for table in leased:
+            leases.update(table)
+        assert dict(leases) == self._leases, "leases and leased blocks differ"
+        assert self._revocable == {block for block, count in leases.items() if count == self._refs[block]}
+        expected = leases.copy()
         for table in tables:
             expected.update(table)
         for retired in self._limbo.values():
@@ -148,9 +229,17 @@ class BlockPool:
 
     def _evict(self) -> None:
         block, _ = self._idle.popitem(last=False)
+        self._lifetime.observe(self.now - self._granted[block])
+        self._idle_time.observe(self.now - self._used[block])
         self._forget(block)
         self._states[block] = FREE
         self._free.append(block)
+
+    def _refer(self, block: int) -> None:
+        assert self._states[block] == READY, f"block {block} is {self.state(block).name}, not READY"
+        if self._refs[block] == 0:
+            del self._idle[block]
+        self._refs[block] += 1
 
     def _forget(self, block: int) -> None:
         key = self._keys[block]
@@ -160,6 +249,7 @@ class BlockPool:
 
     def _rest(self, block: int) -> None:
         if self._keys[block] is not None:
+            self._used[block] = self.now
             self._idle[block] = None
         else:
             self._states[block] = FREE

@@ -14,6 +14,7 @@ Rules:
     3. A request waits for a block that an earlier one is filling rather than fill it twice; fillers wait
        for nobody.
     4. At least the last known token is computed, whatever the cache holds: its logits are needed.
+    5. Leased blocks count as free wherever somebody needs them; leases are revoked before anybody is preempted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from braid.core.errors import InvalidParameterError, OverloadedError
+from braid.core.metrics import Histogram
+from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, Request, Status
 from braid.core.step import SampledToken, StepPlan, StepResult, Work
 from braid.policy.admission import PoolLoad
@@ -30,6 +33,7 @@ from braid.sched.block_pool import BlockPool
 from braid.sched.config import MIXED, Policies, SchedulerConfig
 from braid.sched.entry import Entry, ending
 from braid.sched.prefix_cache import Fillings, extend_keys, match_prefix, root_key
+from braid.sched.retention import Retention
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
 
@@ -50,6 +54,15 @@ class SchedulerStats(NamedTuple):
     num_steps: int
     prompt_tokens: int
     generation_tokens: int
+    num_programs: int
+    num_leases: int
+    num_leased_blocks: int
+    leases_granted: int
+    leases_clipped: int
+    leases_revoked: int
+    block_lifetime: Histogram
+    block_idle_before_evict: Histogram
+    block_reuse_gap: Histogram
 
 
 class Flight(NamedTuple):
@@ -70,6 +83,8 @@ class Scheduler:
         self._victim = policies.victim
         self._admission = policies.admission_for(config)
         self._pool = BlockPool(config.num_blocks)
+        self._retention = Retention(self._pool)
+        self._leases = self._retention.leases
         self._fillings: Fillings[Entry] = Fillings()
         self._entries: dict[str, Entry] = {}
         self._waiting: list[Entry] = []
@@ -126,19 +141,26 @@ class Scheduler:
         entry = self._entries.get(request_id)
         if entry is None:
             return False
+        self._pool.now = now
         self._end(entry, FinishReason.ABORT, now)
         return True
+
+    def program(self, verb: ProgramVerb, ref: ProgramRef, seconds: float | None, now: float) -> Outcome:
+        """Act on what is kept for a program; ``seconds`` is how long to ``pin``."""
+        self._pool.now = now
+        return self._retention.act(verb, ref, seconds, now)
 
     # -- the three calls of a step, and the timers ---------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Take note of the time before planning. Time never runs backwards."""
+        """Take note of the time before planning: leases end. Time never runs backwards."""
         assert now >= self._now, f"time ran backwards from {self._now} to {now}"
-        self._now = now
+        self._now = self._pool.now = now
+        self._leases.expire(now)
 
     def next_deadline(self) -> float | None:
-        """When to ``tick`` although nothing else happens; None, as no rule above depends on time."""
-        return None
+        """When to ``tick`` although nothing else happens: the next end of a lease, if there are any."""
+        return self._leases.next_end
 
     def schedule(self, lane: str, now: float) -> StepPlan | None:
         """The next step of an idle lane, or None if there is nothing to do for it.
@@ -164,6 +186,7 @@ class Scheduler:
 
     def update(self, result: StepResult, now: float) -> list[Delta]:
         """Take in what came of a step: tokens, ends, errors. Returns what callers are to know."""
+        self._pool.now = now
         flight = self._flights.pop(result.lane)
         assert flight.plan.step_id == result.step_id, f"step {result.step_id} is not the one in flight"
         deltas: list[Delta] = []
@@ -180,6 +203,7 @@ class Scheduler:
             if work.sample is not None:
                 deltas.append(self._accept(entry, result.tokens[work.request_id], now))
         self._pool.settle(result.lane)
+        self._retention.settle(result.lane)
         return deltas
 
     # -- planning ------------------------------------------------------------------------------------------
@@ -203,7 +227,7 @@ class Scheduler:
             request = entry.request
             if len(request.token_ids) <= len(request.block_ids) * block_size:
                 continue
-            while request.status is Status.RUNNING and self._pool.num_free == 0:
+            while request.status is Status.RUNNING and not self._leases.make_room(1):
                 preempted.append(self._preempt_one())
             if request.status is Status.RUNNING:
                 request.block_ids.extend(self._pool.allocate(1))
@@ -273,13 +297,14 @@ class Scheduler:
         request = entry.request
         block_size = self.config.block_size
         fresh = -(-len(request.token_ids) // block_size) - len(cached)
-        needed = fresh + self._pool.count_idle(cached)
-        num_running = len(self._running)
-        load = PoolLoad(needed, self._pool.num_free, self.config.num_blocks, num_running)
-        if needed > self._pool.num_free or not self._admission.admits(load):
+        needed = fresh + self._pool.count_unused(cached)
+        num_free = self._pool.num_free + self._pool.num_revocable
+        load = PoolLoad(needed, num_free, self.config.num_blocks, len(self._running))
+        if needed > num_free or not self._admission.admits(load):
             return False
         self._waiting.pop(0)
         self._pool.acquire(cached)
+        self._leases.make_room(fresh)
         request.block_ids = cached + self._pool.allocate(fresh)
         entry.num_shared_blocks = len(cached)
         request.num_computed_tokens = len(cached) * block_size
@@ -377,7 +402,11 @@ class Scheduler:
         error: str | None = None,
     ) -> None:
         request = entry.request
+        lane = entry.lane
+        keys = None
         if request.status is Status.RUNNING:
+            if request.program is not None and reason is not FinishReason.ERROR:
+                keys = entry.keys[: request.num_computed_tokens // self.config.block_size]
             self._leave_running(entry)
         elif entry.parked_on is not None:
             self._fillings.unpark(entry, entry.parked_on)
@@ -388,6 +417,7 @@ class Scheduler:
         request.status = Status.FINISHED
         request.finish_reason, request.stop_reason, request.error = reason, stop_reason, error
         request.finish_time = now
+        self._retention.end_turn(request, keys, lane, now)
 
     def _leave_running(self, entry: Entry) -> None:
         """Give the seat and the blocks back; the list that a step in flight holds is left as it is."""
@@ -418,11 +448,12 @@ class Scheduler:
         return len(self._entries) - len(self._running)
 
     def stats(self) -> SchedulerStats:
+        times = self._pool.times()
         return SchedulerStats(
             num_running=len(self._running),
             num_waiting=self._num_waiting,
             num_blocks=self.config.num_blocks,
-            num_free_blocks=self._pool.num_free,
+            num_free_blocks=self._pool.num_free + self._pool.num_revocable,
             num_cached_blocks=self._pool.num_cached,
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
@@ -430,6 +461,15 @@ class Scheduler:
             num_steps=self._num_steps,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            num_programs=len(self._retention.programs),
+            num_leases=len(self._leases),
+            num_leased_blocks=self._pool.num_leased,
+            leases_granted=self._leases.num_granted,
+            leases_clipped=self._leases.num_clipped,
+            leases_revoked=self._leases.num_revoked,
+            block_lifetime=times.lifetime,
+            block_idle_before_evict=times.idle_before_evict,
+            block_reuse_gap=times.reuse_gap,
         )
 
     def check_integrity(self) -> None:
@@ -438,7 +478,9 @@ class Scheduler:
         Raises:
             AssertionError: naming what does not add up; a bug in Braid.
         """
-        self._pool.check_integrity(entry.request.block_ids for entry in self._running)
+        leased = [lease.blocks for lease in self._leases]
+        self._pool.check_integrity([entry.request.block_ids for entry in self._running], leased)
+        self._retention.check_integrity()
         parked = self._fillings.waiting()
         places = [*self._waiting, *self._running, *(waiter for waiter, _ in parked)]
         assert len(places) == len(self._entries) == len({id(entry) for entry in places}), "a request is lost"
@@ -457,7 +499,8 @@ class Scheduler:
 
     def dump(self) -> str:
         """The state as text, for reports of stalls."""
-        lines = [" ".join(f"{name}={value}" for name, value in self.stats()._asdict().items())]
+        numbers = {name: value for name, value in self.stats()._asdict().items() if isinstance(value, int)}
+        lines = [" ".join(f"{name}={value}" for name, value in numbers.items())]
         lines += [
             f"in flight: step {flight.plan.step_id} of lane {lane}, "
             f"{len(flight.plan.works)} requests, {flight.plan.num_scheduled_tokens} tokens"
