@@ -16,24 +16,36 @@ from braid.server.dialects.info import InfoRoutes
 from braid.server.encode import PromptEncoder
 from braid.server.errors import HttpError
 from braid.server.guard.gate import Gate
+from braid.server.guard.hosts import HostCheck
+from braid.server.guard.keys import KeyRing
 from braid.server.guard.quota import Quotas
 from braid.server.lifecycle import Lifecycle
 from braid.server.observe.metrics import ServerMetrics
+from braid.server.observe.observer import Observer
 from braid.server.pipeline import Pipeline
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(context: ServerContext) -> FastAPI:
-    """The HTTP shell around an engine; ``app.state.lifecycle`` drains it."""
+def create_app(context: ServerContext, *, local: bool = False) -> FastAPI:
+    """The HTTP shell around an engine; ``app.state.lifecycle`` drains it, ``app.state.observer`` closes its logs.
+
+    Args:
+        local: it listens on loopback only, so no other host's name may lead here.
+    """
     lifecycle = Lifecycle()
     metrics = ServerMetrics(context.served_model_names[0])
     app = FastAPI(title="Braid", openapi_url=None, redirect_slashes=False)
     app.state.lifecycle = lifecycle
     app.add_exception_handler(HTTPException, _plain_error)
-    app.add_middleware(Gate, config=context.config, lifecycle=lifecycle, metrics=metrics)
     pipeline = Pipeline(context, PromptEncoder(context), lifecycle, metrics, Quotas(context.config))
-    for method, path, endpoint in _routes(pipeline):
+    routes = _routes(pipeline)
+    observer = Observer(metrics, context.observe, (path for _, path, _ in routes))
+    app.state.observer = observer
+    app.add_middleware(
+        Gate, config=context.config, lifecycle=lifecycle, metrics=metrics, observer=observer
+    )
+    for method, path, endpoint in routes:
         app.add_route(path, endpoint, methods=[method])
     return app
 

@@ -10,12 +10,14 @@ from typing import Any
 
 from braid.core.errors import EngineDeadError
 from braid.core.program import ProgramRef, RetainIntent
+from braid.core.request import RequestTimes
 from braid.core.sampling import SamplingParams
 from braid.engine.protocol import EngineClient, GenerateRequest
 from braid.server.decode import ChoiceDecoder, ChoiceDelta
 from braid.server.guard.quota import Ticket
 from braid.server.lifecycle import Usage, is_cancelled
 from braid.server.observe.metrics import SequenceTimer, ServerMetrics
+from braid.server.observe.report import CallReport
 from braid.text.tokenizer import Tokenizer
 
 _MERGE_BUFFER = 64
@@ -100,6 +102,8 @@ class Generation:
         self._admit = admit
         self._ended: set[int] = set()
         self._sequences = call.sequences()
+        self.report = _report(call)
+        """What the logs tell of this call."""
         self._decoders = [
             ChoiceDecoder(
                 tokenizer,
@@ -152,13 +156,15 @@ class Generation:
 
     async def _run(self, index: int) -> Choices:
         sequence, decoder = self._sequences[index], self._decoders[index]
-        timer = SequenceTimer(self._metrics, self.call.arrival)
+        timer = SequenceTimer(self._metrics, self.report, index)
         reason = "error"
+        times: RequestTimes | None = None
         deltas = self._engine.generate(sequence)
         try:
             async with aclosing(deltas):
                 async for delta in deltas:
                     timer.tokens(len(delta.token_ids))
+                    times = delta.times
                     choice = decoder.push(delta)
                     if choice is not None:
                         yield choice
@@ -180,7 +186,22 @@ class Generation:
                 num_prompt_tokens=len(sequence.prompt_token_ids),
                 num_tokens=decoder.num_tokens,
                 num_cached_tokens=decoder.num_cached_tokens,
+                times=times,
             )
+
+
+def _report(call: Call) -> CallReport:
+    constraint = call.params.constraint
+    return CallReport(
+        id=call.id,
+        model=call.model,
+        prompts=call.prompts,
+        n=call.params.n,
+        cache_salt=call.cache_salt,
+        start=call.arrival,
+        program=call.program,
+        constraint=None if constraint is None else constraint.kind.value,
+    )
 
 
 async def merge(streams: Sequence[Choices]) -> Choices:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.types import Receive
 
@@ -15,6 +15,7 @@ from braid.core.errors import BraidError
 from braid.core.program import Outcome, ProgramRef
 from braid.server.errors import ClientDisconnectedError, HttpError, unavailable
 from braid.server.guard.keys import ANONYMOUS, Principal
+from braid.server.observe.report import CallReport
 
 DRAIN_RETRY_SECONDS = 5.0
 RECORD = "braid.record"
@@ -34,10 +35,31 @@ class RequestRecord:
     status: int = 0
     usage: Callable[[], Usage] | None = None
     program: ProgramRef | None = None
+    call: CallReport | None = None
+    """Of a request that generates; the rest is told by it when it has ended."""
+    streamed: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
     """What became of the client's retention wishes."""
     warnings: list[str] = field(default_factory=list)
     """What was ignored although it would have changed the output; sent as a header."""
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """The JSON object that was sent."""
+    session_id: str | None = None
+    """The client's own name of its program, which every answer repeats."""
+    wants_outcomes: bool = False
+    """The client asked to be told what became of its wishes."""
+
+    def headers(self) -> Iterator[tuple[str, str]]:
+        """What every answer to this request says, beside its id."""
+        if self.session_id is not None and self.session_id.isascii():
+            yield "x-session-id", self.session_id
+        if self.wants_outcomes and self.outcomes:
+            yield "x-braid-outcome", ", ".join(map(_told, self.outcomes))
+
+
+def _told(outcome: Outcome) -> str:
+    reason = "" if outcome.reason is None else f"; reason={outcome.reason}"
+    return f"{outcome.wish}={outcome.applied.value}{reason}"
 
 
 class Usage(NamedTuple):

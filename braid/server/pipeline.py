@@ -108,7 +108,12 @@ class Pipeline:
             prompt=text,
         )
         call = self._call(
-            request, wanted, (prompt,), constraint=constraint, keep_special=self._keep_special(), default=None
+            request,
+            wanted,
+            (prompt,),
+            constraint=constraint,
+            keep_special=self._keep_special(),
+            default=wanted.default_max_tokens,
         )
         generation = self._generation(request, call)
         tools = () if wanted.tool_choice.mode == "none" else wanted.tools
@@ -190,6 +195,7 @@ class Pipeline:
             admit=lambda: self.quotas.enter(record.principal, num_sequences, num_tokens),
         )
         record.usage = lambda: generation.usage
+        record.call = generation.report
         return generation
 
 

@@ -124,6 +124,7 @@ async def _serve(
         await asyncio.wait([starting])
         if shutdown is not None:
             await shutdown()
+        await asyncio.to_thread(app.state.observer.close)
     if not starting.cancelled():
         starting.result()
 

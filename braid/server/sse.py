@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from braid.core.errors import BraidError
 from braid.server.config import ServerConfig
 from braid.server.errors import ClientDisconnectedError, as_http_error
-from braid.server.lifecycle import Lifecycle
+from braid.server.lifecycle import RECORD, Lifecycle, RequestRecord
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
+        record: RequestRecord = scope[RECORD]
+        record.streamed = True
         every = min(self._config.keepalive_seconds, self._config.slow_reader_seconds)
         try:
             async with (

@@ -26,6 +26,7 @@ class TurnRequest:
         model: as the client named it; None takes the served one.
         messages: OpenAI's form, with what the dialect adds converted into it.
         params: its ``max_tokens`` is what the client asked for, None where it set no limit.
+        default_max_tokens: output limit where ``params`` sets none, cut to what the context leaves.
         constraint: what the text of the answer must look like; tool calls are not held to it.
         max_calls: most tool calls of the reply; None for any number.
         template: further variables of the chat template.
@@ -38,6 +39,7 @@ class TurnRequest:
     model: str | None = None
     messages: Sequence[Message]
     params: SamplingParams
+    default_max_tokens: int | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     max_calls: int | None = None
@@ -145,11 +147,16 @@ class Turn:
         if reason is not None:
             parts = [*parts, *reader.finish()]
         kept = self._within_limit(parts)
+        if reader.num_calls:
+            names = [part.name for part in kept if isinstance(part, CallStart)]
+            self.generation.report.call_names.extend(names)
         if len(kept) < len(parts) or (reason is None and self._is_full(kept)):
             self.generation.end(choice.number)
             reason = "tool_calls"
         elif reason == "stop" and reader.num_calls:
             reason = "tool_calls"
+        if reason is not None:
+            self.generation.report.finish_reasons[choice.number] = reason
         return TurnDelta(choice.number, kept, choice.tokens, reason, choice.stop_reason)
 
     def _within_limit(self, parts: Sequence[ReplyPart]) -> Sequence[ReplyPart]:

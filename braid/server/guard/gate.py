@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
 import logging
-import time
 import uuid
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from braid.core.errors import BraidError, EngineDeadError
-from braid.server.config import ServerConfig
-from braid.server.errors import ClientDisconnectedError, HttpError, as_http_error
-from braid.server.lifecycle import RECORD, Lifecycle, RequestRecord, Usage, is_cancelled, shutting_down
+from braid.server.errors import (
+    ClientDisconnectedError,
+    HttpError,
+    as_http_error,
+    error_response,
+    is_anthropic,
+)
+from braid.server.guard.hosts import HostCheck
+from braid.server.guard.keys import KeyRing
+from braid.server.guard.quota import Quotas, Ticket
+from braid.server.lifecycle import RECORD, Lifecycle, RequestRecord, is_cancelled, shutting_down
 from braid.server.observe.metrics import ServerMetrics
+from braid.server.observe.observer import Observer
 
 logger = logging.getLogger(__name__)
-access_logger = logging.getLogger("braid.access")
-
-_POLLED = frozenset(("/health", "/ready", "/metrics"))
-"""What monitors ask every few seconds: logged at debug level."""
-
 OPEN_PATHS = frozenset({"/health"})
+_LIGHT_PATHS = "/v1/sessions"
+"""What a full server still answers: it may be what ends the fullness."""
 _CLIENT_GONE = 499
-_LONGEST_PATH = 200
 
 
 class Gate:
     """ASGI middleware. No exception leaves it: each becomes an answer, or a line in the log where none is possible.
 
-    Routes are closed by default: with a key set, every path but ``OPEN_PATHS`` asks for it, known or not.
+    Routes are closed by default: with a key set, every path but ``OPEN_PATHS`` asks for it, known or not. What may
+    become heavy, every POST but those of sessions, is counted here, before anything of its body is read.
     """
 
     def __init__(
-        self, app: ASGIApp, config: ServerConfig, lifecycle: Lifecycle, metrics: ServerMetrics
+        self,
+        app: ASGIApp,
+        keys: KeyRing,
+        hosts: HostCheck,
+        quotas: Quotas,
+        lifecycle: Lifecycle,
+        metrics: ServerMetrics,
+        observer: Observer,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._metrics = metrics
-        self._key = None if config.api_key is None else config.api_key.encode()
+        self._observer = observer
+        self._keys = keys
+        self._hosts = hosts
+        self._quotas = quotas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,12 +66,18 @@ class Gate:
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = record.request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = record.request_id
+                if is_anthropic(scope["path"]):
+                    headers["request-id"] = record.request_id
+                for name, value in record.headers():
+                    headers[name] = value
             await send(message)
 
         self._lifecycle.enter()
+        ticket: Ticket | None = None
         try:
-            self._admit(scope)
+            ticket = self._admit(scope, record)
             await self._app(scope, receive, send_marked)
         except ClientDisconnectedError:
             record.status = _CLIENT_GONE
@@ -71,21 +90,28 @@ class Gate:
         except Exception as error:
             await self._answer_error(error, record, scope, receive, send_marked)
         finally:
+            if ticket is not None:
+                ticket.release()
             self._lifecycle.leave()
-            _log(record, scope)
+            self._observer.ended(record, scope)
 
-    def _admit(self, scope: Scope) -> None:
-        if self._key is not None and scope["path"] not in OPEN_PATHS:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            scheme, _, key = given.partition(b" ")
-            if not hmac.compare_digest(key.strip(), self._key) or scheme.lower() != b"bearer":
-                message = "missing or wrong API key; send it as 'Authorization: Bearer KEY'"
-                challenge = {"www-authenticate": "Bearer"}
-                raise HttpError(
-                    401, message, type="authentication_error", code="invalid_api_key", headers=challenge
-                )
-        if self._lifecycle.draining and scope["method"] == "POST":
+    def _admit(self, scope: Scope, record: RequestRecord) -> Ticket | None:
+        if scope["path"] in OPEN_PATHS:
+            return None
+        self._hosts.check(scope)
+        principal = self._keys.find(scope["headers"])
+        if principal is None:
+            message = "missing or wrong API key; send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'"
+            challenge = {"www-authenticate": "Bearer"}
+            raise HttpError(
+                401, message, type="authentication_error", code="invalid_api_key", headers=challenge
+            )
+        record.principal = principal
+        if scope["method"] != "POST":
+            return None
+        if self._lifecycle.draining:
             raise shutting_down()
+        return None if scope["path"].startswith(_LIGHT_PATHS) else self._quotas.arrive(principal)
 
     async def _answer_error(
         self, error: Exception, record: RequestRecord, scope: Scope, receive: Receive, send: Send
@@ -93,25 +119,8 @@ class Gate:
         answer = as_http_error(error)
         if not isinstance(error, BraidError):
             logger.error("request %s failed", record.request_id, exc_info=error)
-        if answer.status == 503:
+        if answer.status in (429, 503):
             self._metrics.rejected(answer.code or "overloaded")
         if record.status == 0:
-            await answer.response()(scope, receive, send)
-
-
-def _log(record: RequestRecord, scope: Scope) -> None:
-    """One line, never with text from a prompt; JSON quoting escapes control characters of the path."""
-    usage = record.usage() if record.usage is not None else Usage(0, 0, 0)
-    level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
-    access_logger.log(
-        level,
-        "id=%s method=%s path=%s status=%d prompt_tokens=%d cached_tokens=%d output_tokens=%d ms=%.1f",
-        record.request_id,
-        scope["method"],
-        json.dumps(scope["path"][:_LONGEST_PATH]),
-        record.status,
-        usage.num_prompt_tokens,
-        usage.num_cached_tokens,
-        usage.num_output_tokens,
-        (time.perf_counter() - record.start) * 1000,
-    )
+            response = error_response(answer, scope["path"], record.request_id)
+            await response(scope, receive, send)

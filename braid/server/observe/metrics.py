@@ -6,88 +6,49 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from braid.core.metrics import Histogram
+from braid.core.program import Applied, Outcome
+from braid.core.request import RequestTimes
 from braid.engine.protocol import EngineInfo, EngineStats
+from braid.server.observe.instruments import (
+    LABELS,
+    OTHER,
+    Instruments,
+    Labels,
+    gauge,
+    gauges,
+    histogram,
+    info,
+    total,
+)
+from braid.server.observe.report import CallReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FINISHED_REASONS = ("stop", "length", "abort", "error")
+OUTCOME_REASONS = frozenset(("quota", "pressure", "unsupported", "unknown_program", "superseded"))
 
-_LABELS = ("model_name", "engine")
+# fmt: off
 _FIRST_TOKEN = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
-    160,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0
 )
 _PER_TOKEN = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    10,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0
 )
 _WHOLE = (
-    0.01,
-    0.05,
-    0.1,
-    0.3,
-    0.5,
-    0.8,
-    1,
-    1.5,
-    2,
-    2.5,
-    5,
-    10,
-    15,
-    20,
-    30,
-    40,
-    50,
-    60,
-    120,
-    240,
-    480,
-    960,
-    1920,
+    0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
+    480.0, 960.0, 1920.0,
 )
-_TOKENS = tuple(base * 10**power for power in range(6) for base in (1, 2, 5))
+# fmt: on
+_TOKENS = tuple(float(base * 10**power) for power in range(6) for base in (1, 2, 5))
 
 ALIASES = {
     "num_requests_running": "braid_requests_running",
     "num_requests_waiting": "braid_requests_waiting",
+    "num_requests_waiting_by_reason": "braid_requests_waiting_by_reason",
     "kv_cache_usage_perc": "braid_kv_cache_usage_ratio",
     "prefix_cache_queries": "braid_prefix_cache_queries",
     "prefix_cache_hits": "braid_prefix_cache_hits",
@@ -101,12 +62,18 @@ ALIASES = {
     "inter_token_latency_seconds": "braid_inter_token_latency_seconds",
     "request_time_per_output_token_seconds": "braid_time_per_output_token_seconds",
     "e2e_request_latency_seconds": "braid_request_seconds",
+    "request_queue_time_seconds": "braid_queue_seconds",
+    "request_prefill_time_seconds": "braid_prefill_seconds",
     "request_decode_time_seconds": "braid_decode_seconds",
+    "request_inference_time_seconds": "braid_inference_seconds",
     "request_prompt_tokens": "braid_request_prompt_tokens",
     "request_generation_tokens": "braid_request_generation_tokens",
+    "kv_block_lifetime_seconds": "braid_kv_block_lifetime_seconds",
+    "kv_block_idle_before_evict_seconds": "braid_kv_block_idle_before_evict_seconds",
+    "kv_block_reuse_gap_seconds": "braid_kv_block_reuse_gap_seconds",
     "cache_config": "braid_cache_config",
 }
-"""vLLM's name (after ``vllm:``) to ours."""
+"""vLLM's name (after ``vllm:``) to ours. Exposition adds ``_total`` to counters and ``_info`` to the last."""
 _OURS = {ours: f"vllm:{theirs}" for theirs, ours in ALIASES.items()}
 
 
@@ -119,63 +86,105 @@ class Gauges(NamedTuple):
     stats: EngineStats | None
 
 
+class MetricRow(NamedTuple):
+    """One line of the table of metrics. ``name`` and ``alias`` are as they are exposed."""
+
+    name: str
+    kind: str
+    labels: Labels
+    help: str
+    alias: str | None
+
+
 class ServerMetrics:
-    """Everything observed in this process. Label sets are bound once: the token path does no look-ups."""
+    """Everything observed in this process. Instruments are held by name: the token path does no look-ups."""
 
     def __init__(self, model_name: str) -> None:
-        self.registry = CollectorRegistry(auto_describe=False)
-        self._values = (model_name, "0")
-        histogram = self._histogram
-        self.first_token = histogram(
+        self._labels = (model_name, "0")
+        self.instruments = made = Instruments()
+        self.first_token = made.histogram(
             "time_to_first_token_seconds", "From arrival to the first token", _FIRST_TOKEN
         )
-        self.inter_token = histogram(
-            "inter_token_latency_seconds", "Between tokens of one request", _PER_TOKEN
+        self.inter_token = made.histogram(
+            "inter_token_latency_seconds", "Between tokens of one sequence", _PER_TOKEN
         )
-        self.per_token = histogram(
+        self.per_token = made.histogram(
             "time_per_output_token_seconds", "Mean time per token after the first", _PER_TOKEN
         )
-        self.whole = histogram("request_seconds", "From arrival to the last token", _WHOLE)
-        self.decode = histogram("decode_seconds", "From the first token to the last", _WHOLE)
-        self.prompt_tokens = histogram("request_prompt_tokens", "Prompt tokens per request", _TOKENS)
-        self.output_tokens = histogram("request_generation_tokens", "Output tokens per request", _TOKENS)
-        self.cached_tokens = self._counter("prompt_tokens_cached", "Prompt tokens found in the prefix cache")
-        self.ignored_fields = self._counter("ignored_request_fields", "Unknown top-level request fields")
-        finished = self._family("requests_finished", "Sequences that ended, by reason", "finished_reason")
-        self.finished = {reason: finished.labels(*self._values, reason) for reason in FINISHED_REASONS}
-        self._rejections = self._family(
-            "admission_rejections", "Requests answered with 503, by reason", "reason"
+        self.whole = made.histogram("request_seconds", "From arrival to the last token", _WHOLE)
+        self.queue = made.histogram("queue_seconds", "In the engine's queue, until the first step", _WHOLE)
+        self.prefill = made.histogram("prefill_seconds", "From the first step to the first token", _WHOLE)
+        self.decode = made.histogram("decode_seconds", "From the first token to the last", _WHOLE)
+        self.inference = made.histogram("inference_seconds", "From the first step to the end", _WHOLE)
+        self.prompt_tokens = made.histogram("request_prompt_tokens", "Prompt tokens per sequence", _TOKENS)
+        self.output_tokens = made.histogram(
+            "request_generation_tokens", "Output tokens per sequence", _TOKENS
+        )
+        self.cached_tokens = made.counter(
+            "prompt_tokens_cached", "Prompt tokens found in the prefix cache, of finished sequences"
+        )
+        self.ignored_fields = made.counter("ignored_request_fields", "Unknown top-level request fields")
+        self.tool_calls = made.counter("tool_calls", "Tool calls read from replies")
+        self.log_dropped = made.counter(
+            "request_log_dropped", "Generations that the request log could not take"
+        )
+        self._finished = made.counters(
+            "requests_finished", "Sequences that ended, by reason", "finished_reason"
+        )
+        self.finished = {reason: self._finished.of(reason) for reason in FINISHED_REASONS}
+        self._rejections = made.counters(
+            "admission_rejections", "Requests turned away with 429 or 503, by reason", "reason"
+        )
+        self._answers = made.counters("http_requests", "Answers, by path and status", "path", "status")
+        self._constrained = made.counters("constrained_requests", "Calls held to a grammar, by kind", "kind")
+        self._turns = made.counters(
+            "program_turns", "Calls that named their program, by where they named it", "source"
+        )
+        self._outcomes = made.counters(
+            "retention_outcomes", "What became of retention wishes", "outcome", "reason"
         )
 
     def rejected(self, reason: str) -> None:
-        self._rejections.labels(*self._values, reason).inc()
+        """A request was answered with 429 or 503."""
+        self._rejections.of(reason).inc()
+
+    def answered(self, path: str, status: int) -> None:
+        """``path`` is one of the server's own, or ``other``."""
+        self._answers.of(path, str(status)).inc()
+
+    def constrained(self, kind: str) -> None:
+        self._constrained.of(kind).inc()
+
+    def turn_of(self, source: str) -> None:
+        """A call of a program came; ``source`` is a row of the table of identities."""
+        self._turns.of(source).inc()
+
+    def outcome(self, outcome: Outcome) -> None:
+        reason = outcome.reason
+        if reason is not None and reason not in OUTCOME_REASONS:
+            reason = OTHER
+        self._outcomes.of(outcome.applied.value, reason or "").inc()
 
     def render(self, gauges: Gauges) -> bytes:
         """The exposition text."""
-        families = [*self.registry.collect(), *_engine_families(gauges, self._values)]
         output = CollectorRegistry(auto_describe=False)
-        output.register(_Families(with_aliases(families)))
+        output.register(_Families(with_aliases(self.families(gauges))))
         return generate_latest(output)
 
-    def _histogram(self, name: str, help: str, buckets: Iterable[float]) -> Histogram:
-        metric = Histogram(f"braid_{name}", help, _LABELS, registry=self.registry, buckets=tuple(buckets))
-        return metric.labels(*self._values)
-
-    def _family(self, name: str, help: str, label: str) -> Counter:
-        return Counter(f"braid_{name}", help, (*_LABELS, label), registry=self.registry)
-
-    def _counter(self, name: str, help: str) -> Counter:
-        return Counter(f"braid_{name}", help, _LABELS, registry=self.registry).labels(*self._values)
+    def families(self, gauges: Gauges) -> Iterator[Metric]:
+        yield from self.instruments.families(self._labels)
+        yield from _engine_families(gauges, self._labels)
 
 
 class SequenceTimer:
-    """Times of one sequence. ``start`` is the arrival on the ``perf_counter`` clock."""
+    """Times of one sequence, into the metrics and into its call's report."""
 
-    __slots__ = ("_first", "_last", "_metrics", "_start")
+    __slots__ = ("_first", "_last", "_metrics", "_number", "_report")
 
-    def __init__(self, metrics: ServerMetrics, start: float) -> None:
+    def __init__(self, metrics: ServerMetrics, report: CallReport, number: int) -> None:
         self._metrics = metrics
-        self._start = start
+        self._report = report
+        self._number = number
         self._first = 0.0
         self._last = 0.0
 
@@ -186,24 +195,47 @@ class SequenceTimer:
         now = time.perf_counter()
         if self._first == 0.0:
             self._first = now
-            self._metrics.first_token.observe(now - self._start)
+            if self._report.first_token is None:
+                self._report.first_token = now
+            self._metrics.first_token.observe(now - self._report.start)
         else:
             self._metrics.inter_token.observe((now - self._last) / count)
         self._last = now
 
-    def finish(self, reason: str, *, num_prompt_tokens: int, num_tokens: int, num_cached_tokens: int) -> None:
+    def finish(
+        self,
+        reason: str,
+        *,
+        num_prompt_tokens: int,
+        num_tokens: int,
+        num_cached_tokens: int,
+        times: RequestTimes | None = None,
+    ) -> None:
         """The sequence ended; only finished ones enter the histograms."""
-        metrics = self._metrics
+        metrics, report = self._metrics, self._report
+        report.finish_reasons.setdefault(self._number, reason)
+        report.num_tokens[self._number] = num_tokens
+        report.num_cached_tokens[self._number] = num_cached_tokens
+        report.times = times or report.times
         metrics.finished[reason].inc()
         if reason not in ("stop", "length"):
             return
-        metrics.whole.observe(time.perf_counter() - self._start)
+        metrics.whole.observe(time.perf_counter() - report.start)
         metrics.prompt_tokens.observe(num_prompt_tokens)
         metrics.output_tokens.observe(num_tokens)
         metrics.cached_tokens.inc(num_cached_tokens)
         if num_tokens > 1:
             metrics.decode.observe(self._last - self._first)
             metrics.per_token.observe((self._last - self._first) / (num_tokens - 1))
+        if times is not None:
+            self._observe_engine(times)
+
+    def _observe_engine(self, times: RequestTimes) -> None:
+        if times.queued is not None:
+            self._metrics.queue.observe(times.queued)
+        if times.prefill is not None:
+            self._metrics.prefill.observe(times.prefill)
+            self._metrics.inference.observe(times.prefill + (times.decode or 0.0))
 
 
 class _Families(Collector):
@@ -226,15 +258,62 @@ def with_aliases(families: Iterable[Metric]) -> Iterator[Metric]:
             yield copy
 
 
+def metric_rows() -> list[MetricRow]:
+    """All metrics of a server whose engine is up, sorted by name: what the documentation's table is checked against."""
+    metrics = ServerMetrics("model")
+    metrics.rejected("overloaded")
+    metrics.answered("/health", 200)
+    metrics.constrained("regex")
+    metrics.turn_of("body")
+    metrics.outcome(Outcome("min_s", Applied.APPLIED))
+    families = list(metrics.families(Gauges(True, 0, _NO_INFO, EngineStats())))
+    return sorted(_row(family) for family in families)
+
+
+_NO_INFO = EngineInfo(
+    model="",
+    architecture="",
+    dtype="",
+    device="",
+    max_model_len=0,
+    max_num_seqs=0,
+    max_num_batched_tokens=0,
+    vocab_size=0,
+    num_blocks=0,
+    block_size=0,
+    kernels="",
+    torch_version="",
+)
+
+
+def _row(family: Metric) -> MetricRow:
+    suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+    names = {name for sample in family.samples for name in sample.labels} - {*LABELS, "le"}
+    if family.type == "info":
+        names = set()
+    alias = _OURS.get(family.name)
+    shown = None if alias is None else alias + suffix
+    return MetricRow(family.name + suffix, family.type, tuple(sorted(names)), family.documentation, shown)
+
+
 def _used_share(stats: EngineStats) -> float:
     return 1 - stats.num_free_blocks / stats.num_blocks if stats.num_blocks else 0.0
 
 
 _GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("requests_running", "Requests being computed", lambda stats: stats.num_running),
-    ("requests_waiting", "Requests in the queue", lambda stats: stats.num_waiting),
+    ("requests_waiting", "Requests in the engine's queue", lambda stats: stats.num_waiting),
     ("kv_cache_usage_ratio", "Share of KV blocks in use (0-1)", _used_share),
+    ("kv_blocks", "KV blocks", lambda stats: stats.num_blocks),
+    (
+        "kv_blocks_free",
+        "KV blocks that can be granted now, cached ones included",
+        lambda s: s.num_free_blocks,
+    ),
     ("kv_blocks_cached", "KV blocks kept for reuse", lambda stats: stats.num_cached_blocks),
+    ("kv_blocks_leased", "KV blocks held by leases", lambda stats: stats.num_leased_blocks),
+    ("leases", "Leases held", lambda stats: stats.num_leases),
+    ("programs", "Programs whose latest turn is remembered", lambda stats: stats.num_programs),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     (
@@ -247,31 +326,51 @@ _COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("steps", "Steps of the engine", lambda stats: stats.num_steps),
     ("prompt_tokens", "Prompt tokens computed or found", lambda stats: stats.prompt_tokens),
     ("generation_tokens", "Tokens generated", lambda stats: stats.generation_tokens),
+    ("leases_granted", "Leases given", lambda stats: stats.leases_granted),
+    ("leases_clipped", "Leases cut in seconds or blocks", lambda stats: stats.leases_clipped),
+    ("leases_revoked", "Leases ended early for lack of blocks", lambda stats: stats.leases_revoked),
+)
+_HISTOGRAMS: tuple[tuple[str, str, Callable[[EngineStats], Histogram]], ...] = (
+    (
+        "kv_block_lifetime_seconds",
+        "From a cached block's granting to its eviction",
+        lambda stats: stats.block_lifetime,
+    ),
+    (
+        "kv_block_idle_before_evict_seconds",
+        "From a cached block's last use to its eviction",
+        lambda stats: stats.block_idle_before_evict,
+    ),
+    (
+        "kv_block_reuse_gap_seconds",
+        "From a cached block's use to its next by another request",
+        lambda stats: stats.block_reuse_gap,
+    ),
 )
 
 
-def _engine_families(gauges: Gauges, labels: tuple[str, str]) -> Iterator[Metric]:
-    yield _gauge("engine_up", "1 while the engine accepts requests", float(gauges.ready), labels)
-    yield _total("engine_restarts", "Restarts of the engine process", gauges.restarts, labels)
-    if gauges.info is not None:
-        sizes = {"block_size": str(gauges.info.block_size), "num_gpu_blocks": str(gauges.info.num_blocks)}
-        config = InfoMetricFamily("braid_cache_config", "Sizes of the KV cache", labels=_LABELS)
-        config.add_metric(labels, sizes)
-        yield config
-    if gauges.stats is not None:
-        for name, help, value in _GAUGES:
-            yield _gauge(name, help, value(gauges.stats), labels)
-        for name, help, value in _COUNTERS:
-            yield _total(name, help, value(gauges.stats), labels)
+def _engine_families(read: Gauges, labels: Labels) -> Iterator[Metric]:
+    yield gauge("engine_up", "1 while the engine accepts requests", float(read.ready), labels)
+    yield total("engine_restarts", "Restarts of the engine process", read.restarts, labels)
+    if read.info is not None:
+        sizes = {"block_size": str(read.info.block_size), "num_gpu_blocks": str(read.info.num_blocks)}
+        yield info("cache_config", "Sizes of the KV cache", sizes, labels)
+    if read.stats is not None:
+        yield from _stats_families(read.stats, labels)
 
 
-def _gauge(name: str, help: str, value: float, labels: tuple[str, str]) -> Metric:
-    family = GaugeMetricFamily(f"braid_{name}", help, labels=_LABELS)
-    family.add_metric(labels, value)
-    return family
-
-
-def _total(name: str, help: str, value: float, labels: tuple[str, str]) -> Metric:
-    family = CounterMetricFamily(f"braid_{name}", help, labels=_LABELS)
-    family.add_metric(labels, value)
-    return family
+def _stats_families(stats: EngineStats, labels: Labels) -> Iterator[Metric]:
+    for name, help, value in _GAUGES:
+        yield gauge(name, help, value(stats), labels)
+    waiting: dict[str, float] = {"capacity": stats.num_waiting}
+    yield gauges(
+        "requests_waiting_by_reason",
+        "Requests in the queue, by what they wait for",
+        "reason",
+        waiting,
+        labels,
+    )
+    for name, help, value in _COUNTERS:
+        yield total(name, help, value(stats), labels)
+    for name, help, distribution in _HISTOGRAMS:
+        yield histogram(name, help, distribution(stats), labels)
