@@ -124,6 +124,9 @@ class ServerMetrics:
             "prompt_tokens_cached", "Prompt tokens found in the prefix cache, of finished sequences"
         )
         self.ignored_fields = made.counter("ignored_request_fields", "Unknown top-level request fields")
+        self.volatile_lines = made.counter(
+            "volatile_lines_stripped", "Billing lines left out of system texts, so that prefixes match"
+        )
         self.tool_calls = made.counter("tool_calls", "Tool calls read from replies")
         self.log_dropped = made.counter(
             "request_log_dropped", "Generations that the request log could not take"
