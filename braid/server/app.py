@@ -38,12 +38,20 @@ def create_app(context: ServerContext, *, local: bool = False) -> FastAPI:
     app = FastAPI(title="Braid", openapi_url=None, redirect_slashes=False)
     app.state.lifecycle = lifecycle
     app.add_exception_handler(HTTPException, _plain_error)
-    pipeline = Pipeline(context, PromptEncoder(context), lifecycle, metrics, Quotas(context.config))
+    config = context.config
+    quotas = Quotas(config, lambda: _kv_tokens(context))
+    pipeline = Pipeline(context, PromptEncoder(context), lifecycle, metrics, quotas)
     routes = _routes(pipeline)
     observer = Observer(metrics, context.observe, (path for _, path, _ in routes))
     app.state.observer = observer
     app.add_middleware(
-        Gate, config=context.config, lifecycle=lifecycle, metrics=metrics, observer=observer
+        Gate,
+        keys=KeyRing(config.api_keys, share_prefixes=config.share_prefix_cache),
+        hosts=HostCheck(config.allowed_hosts, local=local),
+        quotas=quotas,
+        lifecycle=lifecycle,
+        metrics=metrics,
+        observer=observer,
     )
     for method, path, endpoint in routes:
         app.add_route(path, endpoint, methods=[method])
@@ -64,6 +72,12 @@ def _routes(pipeline: Pipeline) -> tuple[tuple[str, str, Endpoint], ...]:
         ("GET", "/version", info.version),
         ("GET", "/metrics", info.metrics),
     )
+
+
+def _kv_tokens(context: ServerContext) -> int | None:
+    """How many tokens the engine can keep; None until it has been ready once."""
+    info = context.engine.info
+    return None if info is None else info.num_blocks * info.block_size
 
 
 async def _plain_error(request: Request, error: Exception) -> Response:

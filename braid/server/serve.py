@@ -49,7 +49,7 @@ def bind(
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise BraidError(f"cannot listen on {host!r} port {port}: {error}") from None
-    if config.api_key is None and not allow_open and not _is_loopback(str(address[0])):
+    if not config.api_keys and not allow_open and not _is_loopback(str(address[0])):
         raise BraidError(
             f"refusing to listen on {host} without an API key: everybody who reaches this machine could use it; "
             "set an API key, or listen on 127.0.0.1"
@@ -101,7 +101,7 @@ def run(
 async def _serve(
     context: ServerContext, listener: socket.socket, startup: Hook | None, shutdown: Hook | None
 ) -> None:
-    app = create_app(context)
+    app = create_app(context, local=_is_loopback(str(listener.getsockname()[0])))
     config = uvicorn.Config(
         app,
         http="httptools",
