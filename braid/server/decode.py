@@ -54,6 +54,8 @@ class ChoiceDecoder:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self.finish_reason: str | None = None
+        self.prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+        """Of the prompt's tokens, from the first delta on; kept only where they were asked for."""
         self._tokenizer = tokenizer
         self._params = params
         self._stream = TextStream(tokenizer, params, keep_special=keep_special)
@@ -78,6 +80,8 @@ class ChoiceDecoder:
         if delta.finish_reason is FinishReason.ABORT:
             raise EngineDeadError("the engine gave the request up")
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
         text, stopped = self._decode(delta)
         stop_reason = stopped if stopped is not None else delta.stop_reason
         if stopped is not None:

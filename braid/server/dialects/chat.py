@@ -9,22 +9,29 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from braid.core.request import TokenLogprobs
 from braid.server.decode import Token
-from braid.server.dialects.fields import note_ignored
+from braid.server.dialects.chat_calls import CallSpelling, CallStream
+from braid.server.dialects.fields import note_ignored, warning_header
+from braid.server.dialects.logprobs import logprob_entries
 from braid.server.dialects.schemas import ChatRequest
-from braid.server.dialects.tools import max_calls, parse_choice, parse_tools
+from braid.server.dialects.text_logprobs import ranked_entries, require_prompt_logprobs
+from braid.server.dialects.tools import (
+    as_function_calls,
+    custom_names,
+    max_calls,
+    parse_choice,
+    parse_function_call,
+    parse_functions,
+    parse_tools,
+)
 from braid.server.errors import json_response
 from braid.server.generate import Generation, usage_payload
 from braid.server.guard.body import read_json
-from braid.server.pipeline import FINGERPRINT, Pipeline
+from braid.server.pipeline import FINGERPRINT, Pipeline, record_of
 from braid.server.sse import DONE, EventStream, event
 from braid.server.turn import Reply, Turn, TurnDelta, TurnRequest
-from braid.text.reply import CallArguments, CallStart, Content, Reasoning, ReplyPart
+from braid.text.reply import Content, Reasoning, ReplyPart
 from braid.text.tokenizer import Tokenizer
-
-LOWEST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON cannot say (OpenAI's own choice)."""
 
 
 class ChatRoutes:
@@ -38,28 +45,40 @@ class ChatRoutes:
         fields, body, size = await read_json(request, ChatRequest, config)
         pipeline.served_name(fields.model)
         fields.check(body)
-        warnings = note_ignored(pipeline.metrics, fields, body)
-        wanted, dropped = self._wanted(fields, size)
+        warnings = record_of(request).warnings
+        warnings += note_ignored(pipeline.metrics, fields, body)
+        wanted, dropped = await pipeline.off_loop(size, lambda: self._wanted(fields, size))
+        warnings += dropped
         turn = await pipeline.turn(request, wanted)
-        headers = _warning(dropped + warnings)
-        writer = ChatWriter(turn, pipeline.context.tokenizer)
+        spelling = CallSpelling(customs=custom_names(fields.tools), older=bool(fields.functions))
+        writer = ChatWriter(turn, pipeline.context.tokenizer, spelling)
+        headers = warning_header(warnings)
         if fields.stream:
-            events = writer.events(include_usage=fields.include_usage)
+            events = writer.events(include_usage=fields.include_usage, continuous=fields.continuous_usage)
             return EventStream(events, pipeline.lifecycle, config, headers)
         async with pipeline.lifecycle.watch(request.receive):
             answer = await writer.answer()
         return json_response(answer, headers=headers)
 
     def _wanted(self, fields: ChatRequest, size: int) -> tuple[TurnRequest, list[str]]:
-        tools, dropped = parse_tools(fields.tools)
-        choice = parse_choice(fields.tool_choice, tools)
+        most: int | None
+        dropped: list[str]
+        if fields.functions:
+            tools, dropped = parse_functions(fields.functions), []
+            choice, most = parse_function_call(fields.function_call, tools), 1
+        else:
+            tools, dropped = parse_tools(fields.tools)
+            parse_function_call(fields.function_call, ())
+            choice = parse_choice(fields.tool_choice, tools)
+            most = max_calls(fields.parallel_tool_calls, choice)
         wanted = TurnRequest(
             model=fields.model,
-            messages=fields.messages,
+            messages=as_function_calls(fields.messages),
             params=fields.params(self._pipeline.context.config.max_stop),
             tools=tools,
             tool_choice=choice,
-            max_calls=max_calls(fields.parallel_tool_calls, choice),
+            max_calls=most,
+            constraint=fields.constraint(),
             template=fields.template_variables(),
             add_generation_prompt=fields.add_generation_prompt is not False,
             continue_final_message=bool(fields.continue_final_message),
@@ -71,19 +90,16 @@ class ChatRoutes:
         return wanted, dropped
 
 
-def _warning(ignored: Sequence[str]) -> dict[str, str]:
-    """Agents send what only their own servers know: a refusal would break them, silence would mislead."""
-    return {"warning": f'199 braid "ignored: {", ".join(ignored)}"'} if ignored else {}
-
-
 class ChatWriter:
     """Writes the replies of one turn."""
 
-    def __init__(self, turn: Turn, tokenizer: Tokenizer) -> None:
+    def __init__(self, turn: Turn, tokenizer: Tokenizer, spelling: CallSpelling) -> None:
         self._turn = turn
         self._generation = turn.generation
         self._tokenizer = tokenizer
-        self._greeted: set[int] = set()
+        self._spelling = spelling
+        self._calls: dict[int, CallStream] = {}
+        """Of the choices that have begun."""
 
     async def answer(self) -> dict[str, Any]:
         """Everything at once; the same texts that ``events`` sends in pieces."""
@@ -96,23 +112,34 @@ class ChatWriter:
         }
         if call.return_token_ids:
             answer["prompt_token_ids"] = call.prompts[0]
+        count = call.params.prompt_logprobs
+        if count is not None:
+            given = self._generation.prompt_logprobs(0)
+            entries = require_prompt_logprobs(given, len(call.prompts[0]))
+            answer["prompt_logprobs"] = ranked_entries(self._tokenizer, entries, count)
         return answer
 
-    async def events(self, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
-        """Per choice: the role, deltas, the finish reason; then usage (if asked for) and [DONE]."""
+    async def events(self, *, include_usage: bool, continuous: bool = False) -> AsyncGenerator[bytes, None]:
+        """Per choice: the role, deltas, the finish reason; then usage (if asked for) and [DONE].
+
+        ``continuous`` tells the usage so far with every chunk.
+        """
         head = self._head("chat.completion.chunk")
-        tail: dict[str, Any] = {"usage": None} if include_usage else {}
         async with aclosing(self._turn.deltas()) as deltas:
             async for delta in deltas:
+                tail: dict[str, Any] = {"usage": self._usage() if continuous else None}
                 out = b""
                 for body in self._bodies(delta):
                     extra = body.pop("prompt_token_ids", None)
                     first = {} if extra is None else {"prompt_token_ids": extra}
-                    out += event({**head, "choices": [body], **first, **tail})
+                    out += event({**head, "choices": [body], **first, **(tail if include_usage else {})})
                 yield out
         if include_usage:
-            yield event({**head, "choices": [], "usage": usage_payload(self._generation.usage)})
+            yield event({**head, "choices": [], "usage": self._usage()})
         yield DONE
+
+    def _usage(self) -> dict[str, Any]:
+        return usage_payload(self._generation.usage)
 
     def _head(self, kind: str) -> dict[str, Any]:
         call = self._generation.call
@@ -128,21 +155,14 @@ class ChatWriter:
         message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
         if reply.calls:
             message["content"] = reply.content or None
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in reply.calls
-            ]
+            message |= self._spelling.whole(reply.calls)
         if reply.reasoning:
             message |= {"reasoning": reply.reasoning, "reasoning_content": reply.reasoning}
         return {
             "index": index,
             "message": message,
-            "logprobs": _logprobs(self._tokenizer, self._generation, reply.tokens),
-            "finish_reason": reply.finish_reason,
+            "logprobs": self._logprobs(reply.tokens),
+            "finish_reason": self._spelling.finish_reason(reply.finish_reason),
             "stop_reason": reply.stop_reason,
             **_token_ids(self._generation, reply.tokens),
         }
@@ -151,38 +171,42 @@ class ChatWriter:
         """The choices of the chunks that one delta makes."""
         bodies = []
         call = self._generation.call
-        if delta.number not in self._greeted:
-            self._greeted.add(delta.number)
+        if delta.number not in self._calls:
+            self._calls[delta.number] = CallStream(self._spelling)
             role = _choice(delta.number, {"role": "assistant", "content": ""}, None)
             if call.return_token_ids:
                 role["prompt_token_ids"] = call.prompts[0]
             bodies.append(role)
-        pieces = [piece for part in delta.parts if (piece := _piece(part)) is not None]
-        if delta.tokens and not pieces:
-            pieces.append({"content": ""})
-        for at, piece in enumerate(pieces):
+        for at, piece in enumerate(self._pieces(delta)):
             tokens = delta.tokens if at == 0 else ()
-            logprobs = _logprobs(self._tokenizer, self._generation, tokens)
-            bodies.append({**_choice(delta.number, piece, logprobs), **_token_ids(self._generation, tokens)})
+            choice = _choice(delta.number, piece, self._logprobs(tokens))
+            bodies.append({**choice, **_token_ids(self._generation, tokens)})
         if delta.finish_reason is not None:
-            end = _choice(delta.number, {}, None, delta.finish_reason)
-            bodies.append({**end, "stop_reason": delta.stop_reason})
+            reason = self._spelling.finish_reason(delta.finish_reason)
+            bodies.append({**_choice(delta.number, {}, None, reason), "stop_reason": delta.stop_reason})
         return bodies
 
+    def _pieces(self, delta: TurnDelta) -> list[dict[str, Any]]:
+        calls = self._calls[delta.number]
+        pieces = [piece for part in delta.parts if (piece := _piece(part, calls)) is not None]
+        if delta.finish_reason is not None:
+            pieces.extend(calls.finish())
+        return pieces or ([{"content": ""}] if delta.tokens else [])
 
-def _piece(part: ReplyPart) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if self._generation.call.params.logprobs is None:
+            return None
+        return {"content": logprob_entries(self._tokenizer, tokens), "refusal": None}
+
+
+def _piece(part: ReplyPart, calls: CallStream) -> dict[str, Any] | None:
     match part:
         case Content(text):
             return {"content": text}
         case Reasoning(text):
             return {"reasoning": text, "reasoning_content": text}
-        case CallStart(number, id, name):
-            function = {"name": name, "arguments": ""}
-            return {"tool_calls": [{"index": number, "id": id, "type": "function", "function": function}]}
-        case CallArguments(number, text):
-            return {"tool_calls": [{"index": number, "function": {"arguments": text}}]}
         case _:
-            return None
+            return calls.spell(part)
 
 
 def _choice(
@@ -193,23 +217,3 @@ def _choice(
 
 def _token_ids(generation: Generation, tokens: Sequence[Token]) -> dict[str, Any]:
     return {"token_ids": [token.token_id for token in tokens]} if generation.call.return_token_ids else {}
-
-
-def _logprobs(tokenizer: Tokenizer, generation: Generation, tokens: Sequence[Token]) -> dict[str, Any] | None:
-    if generation.call.params.logprobs is None:
-        return None
-    content = [_entry(tokenizer, token.logprobs) for token in tokens if token.logprobs is not None]
-    return {"content": content, "refusal": None}
-
-
-def _entry(tokenizer: Tokenizer, logprobs: TokenLogprobs) -> dict[str, Any]:
-    top = [_one(tokenizer, token_id, logprob) for token_id, logprob in logprobs.top]
-    return {**_one(tokenizer, logprobs.token_id, logprobs.logprob), "top_logprobs": top}
-
-
-def _one(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
-    return {
-        "token": tokenizer.token_text(token_id),
-        "logprob": max(logprob, LOWEST_LOGPROB),
-        "bytes": list(tokenizer.token_bytes(token_id)),
-    }

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from braid.server.decode import Token
-from braid.server.dialects.chat import LOWEST_LOGPROB
-from braid.server.dialects.fields import note_ignored
+from braid.server.decode import ChoiceDelta, Token
+from braid.server.dialects.fields import note_ignored, warning_header
 from braid.server.dialects.schemas import CompletionRequest
+from braid.server.dialects.text_logprobs import (
+    Lists,
+    PromptLogprobs,
+    Ranked,
+    TextLogprobs,
+    join_lists,
+    ranked_entries,
+    require_prompt_logprobs,
+)
 from braid.server.encode import Tokens
 from braid.server.errors import json_response
 from braid.server.generate import Generation, usage_payload
 from braid.server.guard.body import read_json
-from braid.server.pipeline import FINGERPRINT, Pipeline, TextRequest
+from braid.server.pipeline import FINGERPRINT, Pipeline, TextRequest, record_of
 from braid.server.prompts import completion_prompts
 from braid.server.sse import DONE, EventStream, event
 from braid.text.tokenizer import Tokenizer
@@ -34,29 +43,32 @@ class CompletionRoutes:
         fields, body, size = await read_json(request, CompletionRequest, context.config)
         pipeline.served_name(fields.model)
         fields.check(body)
-        note_ignored(pipeline.metrics, fields, body)
+        warnings = record_of(request).warnings
+        warnings += note_ignored(pipeline.metrics, fields, body)
+        wanted = await pipeline.off_loop(size, lambda: self._wanted(fields))
+        generation = await pipeline.text(request, wanted)
+        echoed = await pipeline.off_loop(size, lambda: self._echoed(fields, wanted.prompts))
+        writer = CompletionWriter(generation, context.tokenizer, fields, echoed)
+        headers = warning_header(warnings)
+        if fields.stream:
+            return EventStream(writer.events(), pipeline.lifecycle, context.config, headers)
+        async with pipeline.lifecycle.watch(request.receive):
+            answer = await writer.answer()
+        return json_response(answer, headers=headers)
+
+    def _wanted(self, fields: CompletionRequest) -> TextRequest:
+        context = self._pipeline.context
         special = fields.add_special_tokens is not False
-        prompts = await pipeline.off_loop(
-            size, lambda: completion_prompts(context, pipeline.encoder, fields.prompt, special)
-        )
-        wanted = TextRequest(
+        params = fields.params(context.config.max_stop)
+        return TextRequest(
             model=fields.model,
-            prompts=prompts,
-            params=fields.params(context.config.max_stop),
+            prompts=completion_prompts(context, self._pipeline.encoder, fields.prompt, special),
+            params=replace(params, constraint=fields.constraint()),
             default_max_tokens=fields.default_max_tokens,
             return_token_ids=bool(fields.return_token_ids),
             cache_salt=fields.cache_salt or "",
             priority=fields.priority or 0,
         )
-        generation = await pipeline.text(request, wanted)
-        echoed = await pipeline.off_loop(size, lambda: self._echoed(fields, prompts))
-        writer = CompletionWriter(generation, context.tokenizer, FINGERPRINT, echoed)
-        if fields.stream:
-            events = writer.events(include_usage=fields.include_usage)
-            return EventStream(events, pipeline.lifecycle, context.config)
-        async with pipeline.lifecycle.watch(request.receive):
-            answer = await writer.answer()
-        return json_response(answer)
 
     def _echoed(self, fields: CompletionRequest, prompts: tuple[Tokens, ...]) -> list[str]:
         if not fields.echo:
@@ -75,98 +87,106 @@ class CompletionWriter:
     """Writes the choices of one call. ``echoed`` has the text to put before each prompt's outputs ("" for none)."""
 
     def __init__(
-        self, generation: Generation, tokenizer: Tokenizer, fingerprint: str, echoed: Sequence[str]
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        fields: CompletionRequest,
+        echoed: Sequence[str],
     ) -> None:
         self._generation = generation
         self._tokenizer = tokenizer
+        self._fields = fields
         call = generation.call
         self._head: dict[str, Any] = {
             "id": call.id,
             "object": "text_completion",
             "created": call.created,
             "model": call.model,
-            "system_fingerprint": fingerprint,
+            "system_fingerprint": FINGERPRINT,
         }
         self._echoed = [echoed[index // call.params.n] for index in range(generation.num_choices)]
-        self._offsets = [len(text) for text in self._echoed]
+        hidden = tokenizer.special_token_ids if call.params.skip_special_tokens else frozenset()
+        self._logprobs = [
+            TextLogprobs(tokenizer, fields.logprobs or 0, hidden, len(text)) for text in self._echoed
+        ]
         self._greeted: set[int] = set()
 
     async def answer(self) -> dict[str, Any]:
-        """Everything at once; the same texts that ``events`` sends in pieces."""
-        texts = list(self._echoed)
-        tokens: list[list[Token]] = [[] for _ in texts]
-        ends: list[tuple[str | None, int | str | None]] = [(None, None)] * len(texts)
+        """Everything at once: what ``events`` sends in pieces, joined."""
+        whole: dict[int, dict[str, Any]] = {}
         async with aclosing(self._generation.choices()) as choices:
             async for choice in choices:
-                texts[choice.number] += choice.text
-                tokens[choice.number].extend(choice.tokens)
-                ends[choice.number] = (choice.finish_reason, choice.stop_reason)
-        bodies = [
-            self._choice(index, text, tokens[index], *ends[index], first=True)
-            for index, text in enumerate(texts)
-        ]
-        return {**self._head, "choices": bodies, "usage": usage_payload(self._generation.usage)}
+                body = self._body(choice)
+                joined = whole.setdefault(choice.number, body)
+                if joined is not body:
+                    _join(joined, body)
+        bodies = [whole[index] for index in sorted(whole)]
+        if self._fields.prompt_logprobs is not None:
+            for body in bodies:
+                body["prompt_logprobs"] = self._ranked(body["index"], self._fields.prompt_logprobs)
+        return {**self._head, "choices": bodies, "usage": self._usage()}
 
-    async def events(self, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """Text deltas, the last of a choice with its finish reason; then usage (if asked for) and [DONE]."""
-        tail: dict[str, Any] = {"usage": None} if include_usage else {}
+        include, continuous = self._fields.include_usage, self._fields.continuous_usage
         async with aclosing(self._generation.choices()) as choices:
             async for choice in choices:
-                first = choice.number not in self._greeted
-                self._greeted.add(choice.number)
-                text = (self._echoed[choice.number] if first else "") + choice.text
-                ends = (choice.finish_reason, choice.stop_reason)
-                body = self._choice(choice.number, text, choice.tokens, *ends, first=first)
-                yield event({**self._head, "choices": [body], **tail})
-        if include_usage:
-            yield event({**self._head, "choices": [], "usage": usage_payload(self._generation.usage)})
+                tail = {"usage": self._usage() if continuous else None} if include else {}
+                yield event({**self._head, "choices": [self._body(choice)], **tail})
+        if include:
+            yield event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
 
-    def _choice(
-        self,
-        index: int,
-        text: str,
-        tokens: Sequence[Token],
-        finish_reason: str | None,
-        stop_reason: int | str | None,
-        *,
-        first: bool,
-    ) -> dict[str, Any]:
-        call = self._generation.call
+    def _usage(self) -> dict[str, Any]:
+        usage = self._generation.usage
+        return usage_payload(usage._replace(num_output_tokens=0) if self._fields.prompt_only else usage)
+
+    def _body(self, choice: ChoiceDelta) -> dict[str, Any]:
+        """What one delta adds to a choice; the first begins with the echoed prompt."""
+        if self._fields.prompt_only:
+            reason = None if choice.finish_reason is None else "length"
+            choice = choice._replace(text="", tokens=(), finish_reason=reason, stop_reason=None)
+        index, call = choice.number, self._generation.call
+        first = index not in self._greeted
+        self._greeted.add(index)
         body = {
             "index": index,
-            "text": text,
-            "logprobs": self._logprobs(index, tokens),
-            "finish_reason": finish_reason,
-            "stop_reason": stop_reason,
+            "text": (self._echoed[index] if first else "") + choice.text,
+            "logprobs": self._lists(index, choice.tokens, first),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
         }
         if call.return_token_ids:
-            body["token_ids"] = [token.token_id for token in tokens]
+            body["token_ids"] = [token.token_id for token in choice.tokens]
             if first:
-                body["prompt_token_ids"] = call.prompts[index // call.params.n]
+                body["prompt_token_ids"] = self._prompt(index)
         return body
 
-    def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        """Four lists of one entry per token; offsets count characters from the start of the choice's text."""
-        if self._generation.call.params.logprobs is None:
+    def _lists(self, index: int, tokens: Sequence[Token], first: bool) -> Lists | None:
+        if self._fields.logprobs is None:
             return None
-        out: dict[str, list[Any]] = {
-            "tokens": [],
-            "token_logprobs": [],
-            "top_logprobs": [],
-            "text_offset": [],
-        }
-        for token in tokens:
-            if token.logprobs is None:
-                continue
-            text = self._tokenizer.token_text(token.token_id)
-            logprob = max(token.logprobs.logprob, LOWEST_LOGPROB)
-            top = {text: logprob}
-            for token_id, value in token.logprobs.top:
-                top.setdefault(self._tokenizer.token_text(token_id), max(value, LOWEST_LOGPROB))
-            out["tokens"].append(text)
-            out["token_logprobs"].append(logprob)
-            out["top_logprobs"].append(top)
-            out["text_offset"].append(self._offsets[index])
-            self._offsets[index] += len(text)
-        return out
+        made = self._logprobs[index]
+        if not first or not self._fields.echo:
+            return made.output(tokens)
+        before = made.prompt(self._prompt(index), self._prompt_logprobs(index), self._echoed[index])
+        return join_lists(before, made.output(tokens))
+
+    def _ranked(self, index: int, count: int) -> list[Ranked | None]:
+        return ranked_entries(self._tokenizer, self._prompt_logprobs(index), count)
+
+    def _prompt_logprobs(self, index: int) -> PromptLogprobs:
+        given = self._generation.prompt_logprobs(index)
+        return require_prompt_logprobs(given, len(self._prompt(index)))
+
+    def _prompt(self, index: int) -> Tokens:
+        call = self._generation.call
+        return call.prompts[index // call.params.n]
+
+
+def _join(whole: dict[str, Any], more: dict[str, Any]) -> None:
+    whole["text"] += more["text"]
+    if whole["logprobs"] is not None:
+        join_lists(whole["logprobs"], more["logprobs"])
+    if "token_ids" in whole:
+        whole["token_ids"] += more["token_ids"]
+    whole |= {"finish_reason": more["finish_reason"], "stop_reason": more["stop_reason"]}

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast
+from pydantic import BaseModel, ConfigDict
 
 from braid.core.errors import InvalidParameterError
 from braid.core.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
+from braid.server.dialects.fields import Items as Items
+from braid.server.dialects.fields import refuse
+from braid.server.dialects.structured import StructuredFields
 from braid.server.guard.body import echo
-
-Item = TypeVar("Item")
-
-
-class _FirstError(FailFast):
-    """One error says enough: a list of a million wrong entries would else become a million errors."""
-
-    __hash__ = object.__hash__  # for annotations that join the list with None
-
-
-Items = Annotated[list[Item], _FirstError()]
 
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
 _SAMPLING_FIELDS = (
@@ -42,28 +34,19 @@ _SAMPLING_FIELDS = (
 MAX_STOP_CHARS = 512
 """Every sequence of a request keeps a table of this length for each stop string."""
 MAX_STOP_TOKEN_IDS = 128
+MAX_PRIORITY = 2**31 - 1
 MAX_METADATA = 16
+MAX_KEY = 64
+MAX_VALUE = 512
 MAX_SAFETY_IDENTIFIER = 128
 MAX_CACHE_SALT = 256
 UNSUPPORTED = (
     "allowed_token_ids",
     "audio",
     "bad_words",
-    "best_of",
-    "function_call",
-    "functions",
-    "grammar",
-    "guided_choice",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "json_schema",
     "length_penalty",
     "logits_processors",
-    "prompt_logprobs",
-    "regex",
     "spaces_between_special_tokens",
-    "structured_outputs",
     "suffix",
     "truncate_prompt_tokens",
     "use_beam_search",
@@ -72,20 +55,8 @@ UNSUPPORTED = (
 """Fields that would change the output and that Braid cannot act on: refused, not ignored."""
 TEMPLATE_UNSUPPORTED = ("chat_template", "documents", "truncate_prompt_tokens")
 CHAT_UNSUPPORTED = ("chat_template", "documents", "echo")
-_DEFAULTS: Mapping[str, object] = {"length_penalty": 1.0, "spaces_between_special_tokens": True}
 COMPLETION_TOKENS = 16
 """Output of a text completion that sets no limit, as everywhere; a chat goes on to the end of the context."""
-
-
-def refuse(names: Iterable[str], body: Mapping[str, Any]) -> None:
-    """Raises InvalidParameterError for the first of ``names`` that asks for something.
-
-    False, null, empty text and empty lists ask for nothing; an empty object may (any JSON, a search).
-    """
-    for name in names:
-        value = body.get(name)
-        if value is not None and value is not False and value not in ("", [], _DEFAULTS.get(name)):
-            raise InvalidParameterError(f"{name} is not supported yet", param=name)
 
 
 class StreamOptions(BaseModel):
@@ -93,9 +64,10 @@ class StreamOptions(BaseModel):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
-class RequestFields(BaseModel):
+class RequestFields(StructuredFields):
     """What chat and completions have in common; None always means the default."""
 
     model_config = ConfigDict(strict=True)
@@ -124,15 +96,39 @@ class RequestFields(BaseModel):
     priority: int | None = None
     cache_salt: str | None = None
     return_token_ids: bool | None = None
-    response_format: dict[str, Any] | None = None
+    prompt_logprobs: int | None = None
+    best_of: int | None = None
     # Accepted without effect on the output.
     user: str | None = None
     metadata: dict[str, str] | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
+    store: bool | None = None
+    # Read where the program of a request is told: these need no type here.
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    cache_control: Any = None
+    session_id: Any = None
+    parent_session_id: Any = None
+    session_final: Any = None
+    program_id: Any = None
+    job_id: Any = None
+    is_last_step: Any = None
+    this_func_call: Any = None
+    last_func_call: Any = None
+    agent_hint: Any = None
+    agent_hints: Any = None
+    nvext: Any = None
+    vllm_xargs: Any = None
 
     def sampling_params(
-        self, *, max_tokens: int | None, logprobs: int | None, max_stop: int
+        self,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        max_stop: int,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """What the engine is asked for; absent fields take the engine's defaults."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -155,20 +151,25 @@ class RequestFields(BaseModel):
             logit_bias=_logit_bias(self.logit_bias or {}),
             max_tokens=max_tokens,
             logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs if prompt_logprobs is None else prompt_logprobs,
         )
 
     def check(self, body: Mapping[str, Any]) -> None:
         """Refuse what cannot be had, and what is beyond public limits."""
         refuse(UNSUPPORTED, body)
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            kind = echo(self.response_format.get("type"))
-            message = f"response_format of type {kind} is not supported yet; supported: 'text'"
-            raise InvalidParameterError(message, param="response_format")
         if self.stream_options is not None and not self.stream:
             raise InvalidParameterError("stream_options needs stream to be true", param="stream_options")
-        if self.priority:
-            message = "priority must be 0 or null, got {}: this server schedules first-come first-served"
-            raise InvalidParameterError(message.format(echo(self.priority)), param="priority")
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidParameterError("prompt_logprobs needs stream to be false", param="prompt_logprobs")
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            message = f"best_of must equal n (all outputs are sent), got {echo(self.best_of)}"
+            raise InvalidParameterError(message, param="best_of")
+        if self.priority is not None and not 0 <= self.priority <= MAX_PRIORITY:
+            message = (
+                f"priority must be in [0, {MAX_PRIORITY}], got {echo(self.priority)}: 0 is first-come first-served, "
+                "higher numbers let others go first, and nobody goes before others"
+            )
+            raise InvalidParameterError(message, param="priority")
         if self.top_k is not None and not -(2**31) <= self.top_k < 2**31:
             raise InvalidParameterError(
                 f"top_k must be a 32-bit integer, got {echo(self.top_k)}", param="top_k"
@@ -178,6 +179,9 @@ class RequestFields(BaseModel):
             raise InvalidParameterError(message, param="cache_salt")
         if len(self.metadata or ()) > MAX_METADATA:
             raise InvalidParameterError(f"metadata may have at most {MAX_METADATA} pairs", param="metadata")
+        if any(len(key) > MAX_KEY or len(value) > MAX_VALUE for key, value in (self.metadata or {}).items()):
+            message = f"metadata may have keys of {MAX_KEY} and values of {MAX_VALUE} characters at most"
+            raise InvalidParameterError(message, param="metadata")
         if len(self.safety_identifier or "") > MAX_SAFETY_IDENTIFIER:
             message = f"safety_identifier may have at most {MAX_SAFETY_IDENTIFIER} characters"
             raise InvalidParameterError(message, param="safety_identifier")
@@ -185,6 +189,11 @@ class RequestFields(BaseModel):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk tells the usage so far."""
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
 class TemplateFields(BaseModel):
@@ -209,7 +218,13 @@ class TemplateFields(BaseModel):
             raise InvalidParameterError(message, param="continue_final_message")
         variables = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
-            variables.setdefault("reasoning_effort", self.reasoning_effort)
+            thinks = self.reasoning_effort != "none"
+            for name, value in (
+                ("reasoning_effort", self.reasoning_effort),
+                ("enable_thinking", thinks),
+                ("thinking", thinks),
+            ):
+                variables.setdefault(name, value)
         return variables
 
 
@@ -219,11 +234,12 @@ class ChatRequest(RequestFields, TemplateFields):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Items[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
     modalities: Items[str] | None = None
     # Accepted without effect on the output.
-    parallel_tool_calls: bool | None = None
-    store: bool | None = None
-    verbosity: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
     prediction: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
 
@@ -248,6 +264,9 @@ class ChatRequest(RequestFields, TemplateFields):
     def check(self, body: Mapping[str, Any]) -> None:
         super().check(body)
         refuse(CHAT_UNSUPPORTED, body)
+        for older, newer in (("functions", "tools"), ("function_call", "tool_choice")):
+            if getattr(self, older) is not None and getattr(self, newer) is not None:
+                raise InvalidParameterError(f"{older} and {newer} exclude each other", param=older)
         if self.modalities not in (None, ["text"]):
             raise InvalidParameterError(
                 "modalities other than ['text'] are not supported", param="modalities"
@@ -262,16 +281,23 @@ class CompletionRequest(RequestFields):
     logprobs: int | None = None
     add_special_tokens: bool | None = None
 
-    def params(self, max_stop: int) -> SamplingParams:
-        return self.sampling_params(max_tokens=self.max_tokens, logprobs=self.logprobs, max_stop=max_stop)
+    @property
+    def prompt_only(self) -> bool:
+        """Whether only the prompt and its log-probabilities are wanted."""
+        return self.max_tokens == 0 and bool(self.echo)
 
-    def check(self, body: Mapping[str, Any]) -> None:
-        super().check(body)
-        if self.echo and self.logprobs is not None:
-            message = (
-                "echo together with logprobs is not supported yet: prompt tokens have no log-probabilities"
-            )
-            raise InvalidParameterError(message, param="echo")
+    def params(self, max_stop: int) -> SamplingParams:
+        """An engine makes one token at least; whoever wants none does not get it shown."""
+        wanted = [count for count in (self.prompt_logprobs, self._echoed_logprobs()) if count is not None]
+        return self.sampling_params(
+            max_tokens=1 if self.prompt_only else self.max_tokens,
+            logprobs=self.logprobs,
+            max_stop=max_stop,
+            prompt_logprobs=max(wanted, default=None),
+        )
+
+    def _echoed_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
 
 
 class TokenizeRequest(TemplateFields):

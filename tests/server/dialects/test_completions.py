@@ -98,10 +98,90 @@ async def test_logprobs(client: httpx.AsyncClient, engine: Any, events: Callable
     assert streamed == whole
 
 
-async def test_echo_with_logprobs_is_refused(client: httpx.AsyncClient) -> None:
-    answer = await ask(client, prompt="hi", echo=True, logprobs=1)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "echo"
+@pytest.mark.parametrize("burst", [1, 3, 50])
+async def test_echo_with_logprobs(
+    client: httpx.AsyncClient, engine: Any, events: Callable[[str], Any], burst: int
+) -> None:
+    engine.reply, engine.burst = "aé!", burst
+    fields = {"prompt": "hé<|im_end|>y", "echo": True, "logprobs": 1}
+    choice = (await ask(client, **fields)).json()["choices"][0]
+    whole = choice["logprobs"]
+    assert choice["text"] == "hé<|im_end|>yaé!"
+    assert whole["tokens"] == ["h", "\ufffd", "\ufffd", "<|im_end|>", "y", "a", "\ufffd", "\ufffd", "!"]
+    assert whole["text_offset"] == [0, 1, 1, 2, 12, 13, 14, 14, 15]
+    assert whole["token_logprobs"] == [None, -0.01, -0.02, -0.03, -0.04, -0.5, -0.5, -0.5, -0.5]
+    assert whole["top_logprobs"][0] is None
+    assert all(len(top) in (1, 2) for top in whole["top_logprobs"][1:])
+    streamed: dict[str, list[Any]] = {key: [] for key in whole}
+    for event in events((await ask(client, stream=True, **fields)).text)[:-1]:
+        for key, values in event["choices"][0]["logprobs"].items():
+            streamed[key] += values
+    assert streamed == whole
+
+
+async def test_added_special_tokens_have_no_text(client: httpx.AsyncClient, engine: Any) -> None:
+    choice = (await ask(client, prompt=[256, 71, 72], echo=True, logprobs=0, n=2)).json()["choices"][1]
+    tokens, offsets = choice["logprobs"]["tokens"][:3], choice["logprobs"]["text_offset"][:3]
+    assert tokens[0] == "<|endoftext|>"
+    assert offsets == [0, 0, 1]
+    assert engine.seen[0].params.prompt_logprobs == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_nothing_but_the_prompt(
+    client: httpx.AsyncClient, engine: Any, events: Callable[[str], Any], stream: bool
+) -> None:
+    fields = {"prompt": ["hi", "hoo"], "echo": True, "logprobs": 2, "max_tokens": 0, "stream": stream}
+    answer = await ask(client, **fields, **({"stream_options": {"include_usage": True}} if stream else {}))
+    got = events(answer.text)[:-1] if stream else [answer.json()]
+    choices = sorted((choice for event in got for choice in event["choices"]), key=lambda body: body["index"])
+    assert [choice["text"] for choice in choices] == ["hi", "hoo"]
+    assert [choice["finish_reason"] for choice in choices] == ["length", "length"]
+    assert choices[1]["logprobs"]["tokens"] == ["h", "o", "o"]
+    assert choices[1]["logprobs"]["token_logprobs"] == [None, -0.01, -0.02]
+    assert got[-1]["usage"]["completion_tokens"] == 0
+    assert got[-1]["usage"]["prompt_tokens"] == 5
+
+
+async def test_no_tokens_without_echo_is_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.post(ROUTE, json={"prompt": "x", "max_tokens": 0})
+    assert answer.json()["error"]["param"] == "max_tokens"
+
+
+async def test_prompt_logprobs(client: httpx.AsyncClient, engine: Any) -> None:
+    body = (await ask(client, prompt="abc", prompt_logprobs=1)).json()
+    entries = body["choices"][0]["prompt_logprobs"]
+    first, second = engine.seen[0].prompt_token_ids[1:]
+    assert entries[0] is None
+    assert entries[1] == {
+        str(first): {"logprob": -0.01, "rank": 1, "decoded_token": "b"},
+        "0": {"logprob": -1.0, "rank": 1, "decoded_token": "!"},
+    }
+    assert list(entries[2]) == [str(second), "0"]
+    assert body["choices"][0]["logprobs"] is None
+    refused = await ask(client, prompt="abc", prompt_logprobs=1, stream=True)
+    assert refused.json()["error"]["param"] == "prompt_logprobs"
+
+
+@pytest.mark.parametrize("route", [ROUTE, "/v1/chat/completions"])
+async def test_missing_prompt_logprobs_are_an_error(
+    client: httpx.AsyncClient, engine: Any, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    monkeypatch.setattr(engine, "_prompt_logprobs", lambda request: None)
+    messages = [{"role": "user", "content": "hi"}]
+    fields = {"prompt": "hi"} if route == ROUTE else {"messages": messages}
+    answer = await client.post(route, json={**fields, "prompt_logprobs": 0})
+    assert answer.status_code == 500
+    assert "log-probabilities" in answer.json()["error"]["message"]
+
+
+async def test_usage_with_every_chunk(client: httpx.AsyncClient, events: Callable[[str], Any]) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    got = events((await ask(client, prompt="hi", stream=True, stream_options=options)).text)[:-1]
+    counts = [event["usage"]["completion_tokens"] for event in got]
+    assert counts == sorted(counts)
+    assert counts[0] >= 1
+    assert counts[-1] == counts[-2] == 19
 
 
 @pytest.mark.parametrize("stop", ["wör", ["!", "\n"]])

@@ -31,7 +31,7 @@ VALID: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (-2, -1, 0, 2),
     "repetition_penalty": (0.5, 10),
     "seed": (-1, 0, 2**63, 2**63 - 1),
-    "priority": (0,),
+    "priority": (0, 7),
     "top_logprobs": (0, 20),
 }
 HOSTILE = (-1, 0, 2**63, -(2**63), 10**30, 1e308, -1e308, "1", "x", True, [1], {"a": 1}, 1.5)
@@ -66,7 +66,7 @@ def documented(name: str, value: object) -> bool:
         "frequency_penalty": (-2, 2, False),
         "repetition_penalty": (1e-9, 10, False),
         "seed": (-(2**63), 2**64 - 1, True),
-        "priority": (0, 0, True),
+        "priority": (0, 2**31 - 1, True),
         "top_logprobs": (0, 20, True),
     }
     low, high, integer = ranges[name]
@@ -122,7 +122,6 @@ async def test_values_in_range_and_null(client: httpx.AsyncClient, route: str) -
         ("ignore_eos", "no"),
         ("metadata", {str(i): "x" for i in range(17)}),
         ("safety_identifier", "x" * 129),
-        ("response_format", {"type": "json_object"}),
         ("response_format", {"type": "json_schema", "json_schema": {}}),
         ("response_format", {}),
         ("response_format", "text"),
@@ -134,14 +133,21 @@ async def test_values_in_range_and_null(client: httpx.AsyncClient, route: str) -
         ("length_penalty", 0),
         ("spaces_between_special_tokens", "no"),
         ("truncate_prompt_tokens", -1),
-        ("prompt_logprobs", 0),
-        ("json_schema", {}),
-        ("guided_json", {}),
         ("web_search_options", {}),
         ("use_beam_search", True),
         ("allowed_token_ids", [1]),
-        ("priority", 1),
         ("priority", -1),
+        ("priority", 2**31),
+        ("best_of", 2),
+        ("prompt_logprobs", -1),
+        ("prompt_logprobs", 21),
+        ("metadata", {"k" * 65: "x"}),
+        ("metadata", {"k": "x" * 513}),
+        ("metadata", {"k": 1}),
+        ("store", "yes"),
+        ("user", 5),
+        ("service_tier", 1),
+        ("stream_options", {"include_usage": "yes"}),
         *[(name, "x") for name in UNSUPPORTED],
     ],
     ids=lambda value: str(value)[:30],
@@ -173,6 +179,15 @@ async def test_bad_fields_name_themselves(
         ("logprobs", 1),
         ("chat_template_kwargs", {"messages": []}),
         ("chat_template_kwargs", 5),
+        ("verbosity", "loud"),
+        ("prediction", "x"),
+        ("moderation", 1),
+        ("parallel_tool_calls", "no"),
+        ("function_call", "required"),
+        ("function_call", {"name": "f"}),
+        ("functions", [{"name": ""}]),
+        ("functions", [{}] * 257),
+        ("prompt_logprobs", "x"),
         ("reasoning_effort", "huge"),
         ("modalities", ["audio"]),
         ("chat_template", "{{ messages }}"),
@@ -220,6 +235,38 @@ async def test_nobody_jumps_the_queue(client: httpx.AsyncClient, engine: Any, ro
     assert "first-come first-served" in answer.json()["error"]["message"]
     assert "-5" in answer.json()["error"]["message"]
     assert not engine.seen
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+async def test_who_lets_others_go_first_may(client: httpx.AsyncClient, engine: Any, route: str) -> None:
+    assert (await client.post(route, json=body(route, priority=9))).status_code == 200
+    assert engine.seen[0].priority == 9
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_ignored_fields_that_would_have_changed_the_output_are_named(
+    client: httpx.AsyncClient, route: str, stream: bool
+) -> None:
+    fields = {"mirostat": 2, "logit_processors": ["x"], "typical_p": 1.0, "top_a": None, "made_up": 5}
+    answer = await client.post(route, json=body(route, stream=stream, **fields))
+    assert answer.status_code == 200
+    assert answer.headers["warning"] == '199 braid "ignored: mirostat, logit_processors"'
+    assert "warning" not in (await client.post(route, json=body(route, made_up=5))).headers
+
+
+async def test_a_checked_field_without_effect_is_named_too(client: httpx.AsyncClient) -> None:
+    named = await client.post(CHAT, json=body(CHAT, verbosity="low"))
+    assert named.headers["warning"] == '199 braid "ignored: verbosity"'
+    assert "warning" not in (await client.post(CHAT, json=body(CHAT, verbosity="medium"))).headers
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+async def test_best_of_all_that_are_sent_is_accepted(client: httpx.AsyncClient, route: str) -> None:
+    assert (await client.post(route, json=body(route, best_of=1))).status_code == 200
+    assert (await client.post(route, json=body(route, best_of=3, n=3))).status_code == 200
+    answer = await client.post(route, json=body(route, best_of=3, n=2))
+    assert answer.json()["error"]["param"] == "best_of"
 
 
 @pytest.mark.parametrize("name", TEMPLATE_UNSUPPORTED)
