@@ -23,6 +23,7 @@ from braid.server.lifecycle import Lifecycle
 from braid.server.observe.metrics import ServerMetrics
 from braid.server.observe.observer import Observer
 from braid.server.pipeline import Pipeline
+from braid.server.programs.sessions import SessionRoutes
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -60,11 +61,17 @@ def create_app(context: ServerContext, *, local: bool = False) -> FastAPI:
 
 def _routes(pipeline: Pipeline) -> tuple[tuple[str, str, Endpoint], ...]:
     chat, text, info = ChatRoutes(pipeline), CompletionRoutes(pipeline), InfoRoutes(pipeline)
+    sessions = SessionRoutes(pipeline)
     return (
         ("POST", "/v1/chat/completions", chat.completions),
         ("POST", "/v1/completions", text.completions),
         ("GET", "/v1/models", info.models),
         ("GET", "/v1/models/{name:path}", info.model),
+        ("GET", "/v1/sessions", sessions.sessions),
+        ("POST", "/v1/sessions/{id:path}/close", sessions.close),
+        ("POST", "/v1/sessions/{id:path}/prefetch", sessions.prefetch),
+        ("POST", "/v1/sessions/{id:path}/demote", sessions.demote),
+        ("POST", "/v1/sessions/{id:path}/pin", sessions.pin),
         ("POST", "/tokenize", info.tokenize),
         ("POST", "/detokenize", info.detokenize),
         ("GET", "/health", info.health),

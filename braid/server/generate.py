@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,6 @@ from braid.core.request import RequestTimes
 from braid.core.sampling import SamplingParams
 from braid.engine.protocol import EngineClient, GenerateRequest
 from braid.server.decode import ChoiceDecoder, ChoiceDelta
-from braid.server.guard.quota import Ticket
 from braid.server.lifecycle import Usage, is_cancelled
 from braid.server.observe.metrics import SequenceTimer, ServerMetrics
 from braid.server.observe.report import CallReport
@@ -92,7 +92,7 @@ class Generation:
         engine: EngineClient,
         tokenizer: Tokenizer,
         metrics: ServerMetrics,
-        admit: Callable[[], Ticket],
+        admit: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self.call = call
         self.num_reasoning_tokens = 0
@@ -101,6 +101,8 @@ class Generation:
         self._metrics = metrics
         self._admit = admit
         self._ended: set[int] = set()
+        self.outputs = [array("I") for _ in range(len(call.prompts) * call.params.n)]
+        """The tokens of each choice so far."""
         self._sequences = call.sequences()
         self.report = _report(call)
         """What the logs tell of this call."""
@@ -138,6 +140,11 @@ class Generation:
             if decoder.num_tokens
         )
 
+    @property
+    def finished(self) -> bool:
+        """Whether any choice has come to its end."""
+        return bool(self._ended) or any(decoder.finish_reason is not None for decoder in self._decoders)
+
     def end(self, number: int) -> None:
         """No more of this choice is wanted; the others go on."""
         self._ended.add(number)
@@ -165,7 +172,9 @@ class Generation:
                 async for delta in deltas:
                     timer.tokens(len(delta.token_ids))
                     times = delta.times
+                    known = decoder.num_tokens
                     choice = decoder.push(delta)
+                    self.outputs[index].extend(delta.token_ids[: decoder.num_tokens - known])
                     if choice is not None:
                         yield choice
                     if decoder.finish_reason is not None or index in self._ended:

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from starlette.requests import Request
-
-from braid import __version__
 from braid.core.constraint import Constraint
+from braid.core.errors import InvalidParameterError
 from braid.core.program import ProgramRef, RetainIntent
 from braid.core.sampling import SamplingParams
 from braid.server.config import ServerContext
 from braid.server.encode import PromptEncoder, Tokens, check_context, engine_info
 from braid.server.errors import HttpError
-from braid.server.generate import Call, Generation
-from braid.server.guard.body import echo
 from braid.server.guard.quota import Quotas
 from braid.server.lifecycle import RECORD, Lifecycle, RequestRecord
 from braid.server.observe.metrics import ServerMetrics
+from braid.server.programs.boundaries import boundaries, marked_messages
+from braid.server.programs.registry import Plan, Programs, Told
+from braid.server.programs.registry import Result as TurnResult
 from braid.server.prompts import check_messages, check_sequences, check_token_ids, render_turn
 from braid.server.turn import Turn, TurnRequest
+from starlette.requests import Request
+
+from braid import __version__
+from braid.server.generate import Call, Generation
+from braid.server.guard.body import echo
 
 FINGERPRINT = f"braid-{__version__}"
 
@@ -70,6 +75,8 @@ class Pipeline:
         self.lifecycle = lifecycle
         self.metrics = metrics
         self.quotas = quotas
+        self.programs = Programs(context.config)
+        self._plain_opening: int | None = None
 
     def served_name(self, model: str | None) -> str:
         """The name to answer with; a client may leave the model out.
@@ -98,7 +105,7 @@ class Pipeline:
         context = self.context
         engine_info(context)
         check_messages(context, wanted.messages, wanted.tools)
-        prompt, text = await self.off_loop(wanted.size, lambda: self._encode(wanted))
+        prompt, text, told = await self.off_loop(wanted.size, lambda: self._read(request, wanted))
         reply_format = context.reply_format
         constraint = reply_format.constraint(
             tools=wanted.tools,
@@ -107,15 +114,16 @@ class Pipeline:
             answer=wanted.constraint,
             prompt=text,
         )
-        call = self._call(
+        call, plan = self._call(
             request,
             wanted,
             (prompt,),
+            told,
             constraint=constraint,
             keep_special=self._keep_special(),
             default=wanted.default_max_tokens,
         )
-        generation = self._generation(request, call)
+        generation = self._generation(request, call, plan)
         tools = () if wanted.tool_choice.mode == "none" else wanted.tools
         readers = [reply_format.reader(prompt=text, tools=tools) for _ in range(generation.num_choices)]
         return Turn(generation, readers, wanted.max_calls)
@@ -126,14 +134,52 @@ class Pipeline:
         Raises:
             HttpError, InvalidParameterError: what the context or the quotas do not admit.
         """
-        call = self._call(request, wanted, wanted.prompts, default=wanted.default_max_tokens)
-        return self._generation(request, call)
+        told = self.programs.read(record_of(request), request.scope["headers"])
+        call, plan = self._call(request, wanted, wanted.prompts, told, default=wanted.default_max_tokens)
+        return self._generation(request, call, plan)
 
     async def count(self, wanted: TurnRequest) -> int:
         """Prompt tokens of a conversation."""
         check_messages(self.context, wanted.messages, wanted.tools)
         prompt, _ = await self.off_loop(wanted.size, lambda: self._encode(wanted))
         return len(prompt)
+
+    def _read(self, request: Request, wanted: TurnRequest) -> tuple[Tokens, str, Told]:
+        """The prompt, its text, and what the request tells of its program. May run in a worker thread."""
+        told = self.programs.read(record_of(request), request.scope["headers"])
+        prompt, text = self._encode(wanted)
+        told = self.programs.look(told, prompt, self._opening(wanted))
+        if marked_messages(wanted):
+            ends = boundaries(wanted, prompt, text, render=self._render, encode=self._encode_text)
+            told = told._replace(boundaries=ends)
+        return prompt, text, told
+
+    def _opening(self, wanted: TurnRequest) -> int:
+        """Tokens at the end of a prompt that only open the answer; thoughts switched off, say, make them others."""
+        if not wanted.add_generation_prompt or wanted.continue_final_message:
+            return 0
+        if wanted.template:
+            return self._opening_with(wanted.template)
+        if self._plain_opening is None:
+            self._plain_opening = self._opening_with({})
+        return self._plain_opening
+
+    def _opening_with(self, template: Mapping[str, Any]) -> int:
+        probe = TurnRequest(
+            messages=[{"role": "user", "content": "x"}], params=SamplingParams(), template=template
+        )
+        try:
+            opened = self._render(probe)
+            closed = self._render(replace(probe, add_generation_prompt=False))
+        except InvalidParameterError:
+            return 0
+        return len(self._encode_text(opened[len(closed) :])) if opened.startswith(closed) else 0
+
+    def _render(self, wanted: TurnRequest) -> str:
+        return render_turn(self.context, wanted)
+
+    def _encode_text(self, text: str) -> Tokens:
+        return self.encoder.encode(text, "messages", add_special_tokens=False)
 
     def _encode(self, wanted: TurnRequest) -> tuple[Tokens, str]:
         text = render_turn(self.context, wanted)
@@ -149,11 +195,12 @@ class Pipeline:
         request: Request,
         wanted: TurnRequest | TextRequest,
         prompts: tuple[Tokens, ...],
+        told: Told,
         *,
         default: int | None,
         constraint: Constraint | None = None,
         keep_special: frozenset[int] = frozenset(),
-    ) -> Call:
+    ) -> tuple[Call, Plan]:
         info = engine_info(self.context)
         params = wanted.params if constraint is None else replace(wanted.params, constraint=constraint)
         check_sequences(len(prompts), params.n, self.context.config.max_sequences)
@@ -166,8 +213,13 @@ class Pipeline:
         check_token_ids(params.stop_token_ids, info.vocab_size, "stop_token_ids")
         check_token_ids(tuple(params.logit_bias), info.vocab_size, "logit_bias")
         record = record_of(request)
-        record.program = wanted.program
-        return Call(
+        if told.prompt is None and len(prompts) == 1:
+            told = self.programs.look(told, prompts[0], 0)
+        plan = self.programs.plan(told)
+        if wanted.program is not None:
+            plan = plan._replace(program=wanted.program)
+        record.program = plan.program
+        call = Call(
             id=f"{wanted.id_prefix}{uuid.uuid4().hex}",
             model=self.served_name(wanted.model),
             created=int(time.time()),
@@ -179,20 +231,34 @@ class Pipeline:
             return_token_ids=wanted.return_token_ids,
             keep_special=keep_special,
             priority=wanted.priority,
-            program=wanted.program,
-            intent=wanted.intent,
+            program=plan.program,
+            intent=wanted.intent or told.intent,
         )
+        return call, plan
 
-    def _generation(self, request: Request, call: Call) -> Generation:
+    def _generation(self, request: Request, call: Call, plan: Plan) -> Generation:
         record = record_of(request)
         num_tokens = sum(len(prompt) for prompt in call.prompts)
         num_sequences = len(call.prompts) * call.params.n
+
+        @contextmanager
+        def admitted() -> Iterator[None]:
+            block_size = engine_info(self.context).block_size
+            with (
+                self.quotas.enter(record.principal, num_sequences, num_tokens),
+                self.programs.running(plan, result, block_size),
+            ):
+                yield
+
+        def result() -> TurnResult:
+            return TurnResult(generation.outputs, generation.finished, generation.usage)
+
         generation = Generation(
             call,
             self.context.engine,
             self.context.tokenizer,
             self.metrics,
-            admit=lambda: self.quotas.enter(record.principal, num_sequences, num_tokens),
+            admit=admitted,
         )
         record.usage = lambda: generation.usage
         record.call = generation.report

@@ -9,12 +9,12 @@ import asyncio
 from typing import Any, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
-
 from braid.core.errors import InvalidParameterError
 from braid.server.config import ServerConfig
 from braid.server.errors import ClientDisconnectedError, HttpError
+from braid.server.lifecycle import RECORD, RequestRecord
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -46,7 +46,11 @@ async def read_json(
         value = parse_object(body, config)
         return validate(model, value), value, len(body)
 
-    return parse() if len(body) <= config.large_bytes else await asyncio.to_thread(parse)
+    fields, value, size = parse() if len(body) <= config.large_bytes else await asyncio.to_thread(parse)
+    record: RequestRecord | None = request.scope.get(RECORD)
+    if record is not None:
+        record.body = value
+    return fields, value, size
 
 
 def _check_content_type(value: str | None) -> None:
