@@ -14,10 +14,18 @@ from cyclopts.config import Env
 
 from braid import __version__
 from braid.cli.configfile import from_config_option
-from braid.cli.options import DEFAULT_MODEL, EngineOptions, Model, SamplingOptions, ServerOptions
+from braid.cli.options import (
+    DEFAULT_MODEL,
+    EngineOptions,
+    Model,
+    ObserveOptions,
+    SamplingOptions,
+    ServerOptions,
+)
 from braid.core.errors import BraidError
 
 DEBUG = "--debug"
+DEFAULT_URL = "http://127.0.0.1:8000"
 
 app = App(
     name="braid",
@@ -75,13 +83,14 @@ def serve(
     model: Model = DEFAULT_MODEL,
     *,
     server: ServerOptions = ServerOptions(),  # noqa: B008  (frozen)
+    observe: ObserveOptions = ObserveOptions(),  # noqa: B008
     engine: EngineOptions = EngineOptions(),  # noqa: B008
 ) -> int:
     """Serve a model over HTTP until SIGINT or SIGTERM."""
     config = engine.config(model)  # a wrong value is said before anything heavy is imported
     from braid.cli.serve import serve as run
 
-    return run(config, server)
+    return run(config, server, observe)
 
 
 @app.command
@@ -136,6 +145,22 @@ def models() -> None:
     from braid.cli.models import list_models
 
     list_models()
+
+
+@app.command
+def top(
+    url: Annotated[str, Parameter(help="Where the server is.")] = DEFAULT_URL,
+    *,
+    api_key: Annotated[
+        str | None, Parameter(help="Key of a server that asks for one.", show_default="none")
+    ] = None,
+    interval: Annotated[float, Parameter(help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, Parameter(help="Print one frame and end.", negative=())] = False,
+) -> int:
+    """Watch a running server: engine, requests, KV blocks, tokens per second, latencies, programs."""
+    from braid.cli.top import top as run
+
+    return run(url, api_key=api_key, interval=interval, once=once)
 
 
 @app.command

@@ -19,8 +19,10 @@ from braid.core.sampling import SamplingParams
 ENGINE = Group("Engine options", sort_key=1)
 SERVER = Group("Server options", sort_key=2)
 SAMPLING = Group("Sampling options", sort_key=2)
+OBSERVE = Group("Observability options", sort_key=3)
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["logfmt", "json"]
 Model = Annotated[
     str,
     Parameter(
@@ -81,6 +83,13 @@ class EngineOptions:
     offline: Annotated[
         bool, Parameter(group=ENGINE, help="Never ask the network; use what is on disk.", negative=())
     ] = False
+    pooling: Annotated[
+        Literal["auto", "none", "last", "mean"],
+        Parameter(
+            group=ENGINE,
+            help="How embeddings are made of hidden states; auto follows the checkpoint, none makes none.",
+        ),
+    ] = "auto"
 
     def config(self, model: str) -> EngineConfig:
         """Validate.
@@ -129,6 +138,46 @@ class ServerOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ObserveOptions:
+    """What ``braid serve`` tells of its requests, and where."""
+
+    log_format: Annotated[
+        LogFormat, Parameter(group=OBSERVE, help="How log lines are written; none has text from a prompt.")
+    ] = "logfmt"
+    request_log: Annotated[
+        Path | None,
+        Parameter(
+            group=OBSERVE,
+            help="JSON lines for the workload lab: times, lengths, hashes; no text.",
+            show_default="none",
+        ),
+    ] = None
+    request_log_bytes: Annotated[
+        int,
+        Parameter(
+            group=OBSERVE,
+            converter=_bytes,
+            metavar="SIZE",
+            help="A longer request log becomes FILE.1, and a new one begins.",
+            show_default="256MiB",
+        ),
+    ] = 256 << 20
+    otlp_endpoint: Annotated[
+        str | None,
+        Parameter(
+            group=OBSERVE,
+            help="OpenTelemetry collector (OTLP over HTTP), such as http://localhost:4318.",
+            show_default="none: nothing is sent",
+        ),
+    ] = None
+    otel_legacy_names: Annotated[
+        bool,
+        Parameter(group=OBSERVE, help="Spans name token counts the older way as well.", negative=()),
+    ] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingOptions:
     """The part of ``SamplingParams`` that is useful on a command line."""
 
@@ -147,4 +196,4 @@ class SamplingOptions:
         return SamplingParams(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
-__all__ = ["DEFAULT_MODEL", "EngineOptions", "Model", "SamplingOptions", "ServerOptions"]
+__all__ = ["DEFAULT_MODEL", "EngineOptions", "Model", "ObserveOptions", "SamplingOptions", "ServerOptions"]

@@ -9,25 +9,33 @@ from rich.console import Console
 
 from braid.checkpoint.open import open_checkpoint
 from braid.checkpoint.resolve import resolve
-from braid.cli.options import ServerOptions
+from braid.cli.options import ObserveOptions, ServerOptions
 from braid.cli.progress import ConsoleProgress, ProgressRelay
 from braid.core.config import EngineConfig
 from braid.core.errors import InvalidParameterError
 from braid.engine.client import ProcessClient
 from braid.server.config import ServerConfig, ServerContext
+from braid.server.observe.access import JsonFormatter
+from braid.server.observe.config import ObserveConfig
 from braid.server.serve import bind, run
 from braid.text.template import ChatTemplate
 from braid.text.tokenizer import Tokenizer, load_tokenizer
 
 
-def serve(config: EngineConfig, options: ServerOptions) -> int:
+def serve(config: EngineConfig, options: ServerOptions, observe: ObserveOptions = ObserveOptions()) -> int:  # noqa: B008
     """Serve until a signal; what cannot work is said before anything slow begins.
 
     Raises:
         BraidError: the port, the model, the template or the machine does not allow it.
     """
     console = Console(stderr=True, highlight=False)
-    _log_to(options.log_level)
+    _log_to(options.log_level, observe.log_format)
+    observe_config = ObserveConfig(
+        request_log=observe.request_log,
+        request_log_bytes=observe.request_log_bytes,
+        otlp_endpoint=observe.otlp_endpoint,
+        otel_legacy_names=observe.otel_legacy_names,
+    )
     server_config = ServerConfig(api_key=options.api_key, drain_timeout=options.shutdown_timeout)
     listener = bind(options.host, options.port, config=server_config)
     with listener:
@@ -47,6 +55,7 @@ def serve(config: EngineConfig, options: ServerOptions) -> int:
             chat_template=template,
             served_model_names=options.served_model_name or (config.model,),
             config=server_config,
+            observe=observe_config,
         )
         host, port = listener.getsockname()[:2]
 
@@ -87,5 +96,8 @@ def announce(console: Console, engine: ProcessClient, name: str, host: str, port
     console.print(f"Serving {name} at http://{address}:{port}/v1", markup=False, soft_wrap=True)
 
 
-def _log_to(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def _log_to(level: str, log_format: str = "logfmt") -> None:
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if log_format == "json" else plain)
+    logging.basicConfig(level=level.upper(), handlers=[handler])

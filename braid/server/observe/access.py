@@ -13,7 +13,7 @@ from braid.server.observe.hashing import Hasher
 
 access_logger = logging.getLogger("braid.access")
 
-_POLLED = frozenset(("/health", "/ready", "/metrics"))
+_POLLED = frozenset(("/health", "/ready", "/metrics", "/v1/sessions"))
 """What monitors ask every few seconds: logged at debug level."""
 _LONGEST_VALUE = 200
 _BARE = re.compile(r"[\w./:+-]+", re.ASCII)

@@ -101,6 +101,9 @@ class ServerMetrics:
 
     def __init__(self, model_name: str) -> None:
         self._labels = (model_name, "0")
+        self._began = time.time()
+        self.num_decoding = 0
+        """Sequences between their first token and their end."""
         self.instruments = made = Instruments()
         self.first_token = made.histogram(
             "time_to_first_token_seconds", "From arrival to the first token", _FIRST_TOKEN
@@ -176,7 +179,8 @@ class ServerMetrics:
 
     def families(self, gauges: Gauges) -> Iterator[Metric]:
         yield from self.instruments.families(self._labels)
-        yield from _engine_families(gauges, self._labels)
+        yield gauge("start_time_seconds", "When this server started, in Unix time", self._began, self._labels)
+        yield from _engine_families(gauges, self.num_decoding, self._labels)
 
 
 class SequenceTimer:
@@ -198,6 +202,7 @@ class SequenceTimer:
         now = time.perf_counter()
         if self._first == 0.0:
             self._first = now
+            self._metrics.num_decoding += 1
             if self._report.first_token is None:
                 self._report.first_token = now
             self._metrics.first_token.observe(now - self._report.start)
@@ -221,6 +226,7 @@ class SequenceTimer:
         report.num_cached_tokens[self._number] = num_cached_tokens
         report.times = times or report.times
         metrics.finished[reason].inc()
+        metrics.num_decoding -= self._first > 0
         if reason not in ("stop", "length"):
             return
         metrics.whole.observe(time.perf_counter() - report.start)
@@ -352,17 +358,17 @@ _HISTOGRAMS: tuple[tuple[str, str, Callable[[EngineStats], Histogram]], ...] = (
 )
 
 
-def _engine_families(read: Gauges, labels: Labels) -> Iterator[Metric]:
+def _engine_families(read: Gauges, num_decoding: int, labels: Labels) -> Iterator[Metric]:
     yield gauge("engine_up", "1 while the engine accepts requests", float(read.ready), labels)
     yield total("engine_restarts", "Restarts of the engine process", read.restarts, labels)
     if read.info is not None:
         sizes = {"block_size": str(read.info.block_size), "num_gpu_blocks": str(read.info.num_blocks)}
         yield info("cache_config", "Sizes of the KV cache", sizes, labels)
     if read.stats is not None:
-        yield from _stats_families(read.stats, labels)
+        yield from _stats_families(read.stats, num_decoding, labels)
 
 
-def _stats_families(stats: EngineStats, labels: Labels) -> Iterator[Metric]:
+def _stats_families(stats: EngineStats, num_decoding: int, labels: Labels) -> Iterator[Metric]:
     for name, help, value in _GAUGES:
         yield gauge(name, help, value(stats), labels)
     waiting: dict[str, float] = {"capacity": stats.num_waiting}
@@ -373,6 +379,13 @@ def _stats_families(stats: EngineStats, labels: Labels) -> Iterator[Metric]:
         waiting,
         labels,
     )
+    decoding = min(num_decoding, stats.num_running)
+    phases: dict[str, float] = {
+        "waiting": stats.num_waiting,
+        "prefill": stats.num_running - decoding,
+        "decode": decoding,
+    }
+    yield gauges("requests_by_phase", "Requests in the engine, by phase", "phase", phases, labels)
     for name, help, value in _COUNTERS:
         yield total(name, help, value(stats), labels)
     for name, help, distribution in _HISTOGRAMS:

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from braid.cli import main
+from braid.cli.top import Watcher, _base
+from braid.cli.top_data import Buckets, History, parse
+from braid.cli.top_view import _clock, frame
+from braid.core.errors import BraidError, InvalidParameterError
+
+INF = float("inf")
+METRICS = """# TYPE braid_engine_up gauge
+braid_engine_up{{engine="0",model_name="tiny \\"x\\""}} {up}
+braid_requests_by_phase{{engine="0",model_name="tiny",phase="waiting"}} 2.0
+braid_requests_by_phase{{engine="0",model_name="tiny",phase="decode"}} 3.0
+braid_kv_blocks{{engine="0"}} 100.0
+braid_kv_blocks_free{{engine="0"}} 60.0
+braid_kv_blocks_cached{{engine="0"}} 20.0
+braid_kv_blocks_leased{{engine="0"}} 10.0
+braid_admission_rejections_total{{reason="overloaded"}} 4.0
+braid_admission_rejections_total{{reason="rate_limit"}} 5.0
+braid_prompt_tokens_total{{engine="0"}} {prompt}
+braid_generation_tokens_total{{engine="0"}} 10.0
+braid_prefix_cache_queries_total{{engine="0"}} {prompt}
+braid_prefix_cache_hits_total{{engine="0"}} {hits}
+braid_time_to_first_token_seconds_bucket{{le="0.1"}} {few}
+braid_time_to_first_token_seconds_bucket{{le="1.0"}} {most}
+braid_time_to_first_token_seconds_bucket{{le="+Inf"}} {most}
+vllm:prompt_tokens_total{{engine="0"}} 1.0
+"""
+SESSION = {
+    "id": "agent\x1b[31m-1",
+    "turns": 7,
+    "active_turns": 0,
+    "prompt_tokens": 12345,
+    "output_tokens": 99,
+    "cached_share": 0.875,
+    "idle_seconds": 61.0,
+    "lease_seconds": 30.0,
+}
+
+
+def text(prompt: float = 100, *, hits: float = 0, few: float = 0, most: float = 0, up: int = 1) -> str:
+    return METRICS.format(prompt=prompt, hits=hits, few=few, most=most, up=up)
+
+
+def history() -> History:
+    known = History()
+    known.add(parse(text(100, hits=10), 0.0))
+    known.add(parse(text(300, hits=110, few=5, most=10), 2.0))
+    known.sessions = [SESSION]
+    return known
+
+
+def shown(known: History, width: int = 80, height: int = 24, problem: str | None = None) -> str:
+    console = Console(width=width, height=height, force_terminal=False)
+    with console.capture() as capture:
+        console.print(frame(known, "http://x", console, problem))
+    return capture.get()
+
+
+def test_parse() -> None:
+    scrape = parse(text(), 1.0)
+    assert scrape.value("admission_rejections_total") == 9
+    assert scrape.by("admission_rejections_total", "reason") == {"overloaded": 4, "rate_limit": 5}
+    assert scrape.value("missing") == 0
+    assert all(name.startswith("braid_") for name in scrape.samples)
+
+
+def test_rates() -> None:
+    known = history()
+    assert known.span == 2.0
+    assert known.rate("prompt_tokens_total") == 100
+    assert known.added("prefix_cache_hits_total") == 100
+    assert list(known.rates_in) == [100]
+
+
+def test_a_counter_that_began_anew() -> None:
+    known = history()
+    known.add(parse(text(50), 4.0))
+    assert known.rates_in[-1] == 25
+
+
+def test_old_scrapes_go() -> None:
+    known = History(seconds=5.0)
+    for second in range(20):
+        known.add(parse(text(10 * second), float(second)))
+    assert known.span == 5.0
+    assert known.rate("prompt_tokens_total") == 10
+
+
+@pytest.mark.parametrize(
+    ("counts", "q", "value"),
+    [
+        ((0, 0, 0), 0.5, None),
+        ((10, 0, 0), 0.5, 0.5),
+        ((5, 5, 0), 0.5, 1.0),
+        ((5, 5, 0), 0.9, 2.6),
+        ((0, 0, 4), 0.5, 3.0),
+        ((1, 0, 0), 1.0, 1.0),
+    ],
+)
+def test_quantiles(counts: tuple[float, ...], q: float, value: float | None) -> None:
+    found = Buckets((1.0, 3.0, INF), counts).quantile(q)
+    assert found == (value if value is None else pytest.approx(value))
+
+
+def test_buckets_of_a_window() -> None:
+    now, before = Buckets((1.0, INF), (5, 3)), Buckets((1.0, INF), (2, 3))
+    assert now.since(before).counts == (3, 0)
+    assert before.since(now) == before, "the counts began anew"
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 50)])
+def test_a_frame_fits_and_tells(size: tuple[int, int]) -> None:
+    known = history()
+    known.sessions = [{**SESSION, "id": f"agent-{number}"} for number in range(200)]
+    lines = shown(known, *size).splitlines()
+    assert len(lines) <= size[1]
+    assert max(map(len, lines)) <= size[0]
+    whole = "\n".join(lines)
+    for words in ("● ready", "rejected 9", "used 30", "leased 10", "free 40", "prefix hits 50%", "100 tok/s"):
+        assert words in whole, words
+    assert "12,345" in whole
+    assert "88%" in whole
+    assert "1:01" in whole
+    assert "more" in whole
+
+
+def test_ids_cannot_write_to_the_terminal() -> None:
+    assert "\x1b" not in shown(history())
+
+
+def test_before_the_first_answer_and_after_the_last() -> None:
+    assert "cannot reach" in shown(History(), problem="cannot reach it")
+    whole = shown(history(), problem="cannot reach it")
+    assert "unreachable" in whole
+    assert "cannot reach it" in whole
+    assert "12,345" in whole
+    assert len(whole.splitlines()) <= 24
+
+
+def test_servers_without_programs_or_engine() -> None:
+    known = history()
+    known.sessions = None
+    assert "lists none" in shown(known)
+    known.sessions = []
+    known.add(parse(text(up=0), 4.0))
+    assert "none yet" in shown(known)
+    assert "engine down" in shown(known)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(7, "7s"), (187, "3:07"), (7387, "2:03:07"), (442_800, "5d 3h")]
+)
+def test_clock(seconds: float, words: str) -> None:
+    assert _clock(seconds) == words
+
+
+@pytest.mark.parametrize("url", ["http://h:1", "h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
+def test_addresses(url: str) -> None:
+    assert _base(url) == "http://h:1"
+
+
+@pytest.mark.parametrize("url", ["ftp://h", "http://", "file:///etc/passwd"])
+def test_wrong_addresses(url: str) -> None:
+    with pytest.raises(InvalidParameterError, match="url must look like"):
+        _base(url)
+
+
+def test_a_wrong_interval() -> None:
+    with pytest.raises(InvalidParameterError, match="got 0"):
+        Watcher("h:1", None, 0)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    key: str | None = None
+    metrics = text()
+
+    def do_GET(self) -> None:
+        if self.key is not None and self.headers["authorization"] != f"Bearer {self.key}":
+            self._answer(401, "{}")
+        elif self.path == "/metrics":
+            self._answer(200, self.metrics)
+        else:
+            self._answer(200, json.dumps({"data": [SESSION]}))
+
+    def _answer(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    handler = type("Scripted", (Handler,), getattr(request, "param", {}))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("server", [{"key": "secret"}], indirect=True)
+def test_once(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", server, "--once", "--interval", "0.1", "--api-key", "secret"]) == 0
+    out = capsys.readouterr().out
+    assert "ready" in out
+    assert "12,345" in out
+
+
+@pytest.mark.parametrize("server", [{"key": "secret"}], indirect=True)
+def test_a_wrong_key(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", server, "--once", "--interval", "0.1"]) == 2
+    assert "--api-key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("server", [{"metrics": "hello"}], indirect=True)
+def test_another_server(server: str) -> None:
+    with pytest.raises(BraidError, match="is not Braid's"):
+        Watcher(server, None, 1.0).look()
+
+
+def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "http://127.0.0.1:9", "--once", "--interval", "0.1"]) == 2
+    err = capsys.readouterr().err
+    assert "cannot reach http://127.0.0.1:9: Connection refused" in err
+    assert err.count("\n") == 1
