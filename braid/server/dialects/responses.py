@@ -13,14 +13,14 @@ from braid.server.decode import Token
 from braid.server.dialects.fields import note_ignored, warning_header
 from braid.server.dialects.logprobs import logprob_entries
 from braid.server.dialects.responses_events import ResponseWriter
-from braid.server.dialects.responses_input import Conversation, read_input
+from braid.server.dialects.responses_input import read_input
 from braid.server.dialects.responses_items import OutputItems
 from braid.server.dialects.responses_schema import ENCRYPTED_REASONING, ResponsesRequest, TextFields
 from braid.server.dialects.responses_tools import ToolSet, tool_set
 from braid.server.dialects.tools import max_calls
 from braid.server.errors import HttpError, json_response
 from braid.server.guard.body import read_json
-from braid.server.pipeline import Pipeline
+from braid.server.pipeline import Pipeline, record_of
 from braid.server.sse import EventStream
 from braid.server.turn import Turn, TurnRequest
 
@@ -38,13 +38,12 @@ class ResponseRoutes:
         fields, body, size = await read_json(request, ResponsesRequest, config)
         pipeline.served_name(fields.model)
         fields.check(body)
-        warnings = note_ignored(pipeline.metrics, fields, body)
-        tools = tool_set(fields.tools, fields.tool_choice)
-        given = await pipeline.off_loop(size, lambda: read_input(fields.input, fields.instructions))
-        wanted = self._wanted(fields, tools, given, size)
+        warnings = record_of(request).warnings
+        warnings += note_ignored(pipeline.metrics, fields, body)
+        tools, wanted, ignored = await pipeline.off_loop(size, lambda: self._read(fields, size))
+        warnings += ignored
         turn = await pipeline.turn(request, wanted)
-        ignored = [*tools.dropped, *(f"input items of type {kind}" for kind in given.dropped), *warnings]
-        headers = warning_header(ignored + fields.ignored())
+        headers = warning_header(warnings)
         writer = self._writer(turn, fields, tools, wanted.params)
         if fields.stream:
             return EventStream(writer.events(), pipeline.lifecycle, config, headers, on_error=writer.failure)
@@ -57,10 +56,11 @@ class ResponseRoutes:
         message = "no response is stored here; a running one is cancelled by closing its connection"
         raise HttpError(404, message, param="response_id", code="response_not_found")
 
-    def _wanted(
-        self, fields: ResponsesRequest, tools: ToolSet, given: Conversation, size: int
-    ) -> TurnRequest:
-        return TurnRequest(
+    def _read(self, fields: ResponsesRequest, size: int) -> tuple[ToolSet, TurnRequest, list[str]]:
+        """The tools, the turn, and what is left out of the request."""
+        tools = tool_set(fields.tools, fields.tool_choice)
+        given = read_input(fields.input, fields.instructions)
+        wanted = TurnRequest(
             model=fields.model,
             messages=given.messages,
             params=fields.params(self._pipeline.context.config.max_stop),
@@ -76,6 +76,8 @@ class ResponseRoutes:
             id_prefix="resp_",
             param="input",
         )
+        items = [f"input items of type {kind}" for kind in given.dropped]
+        return tools, wanted, [*tools.dropped, *items, *fields.ignored()]
 
     def _writer(
         self, turn: Turn, fields: ResponsesRequest, tools: ToolSet, params: SamplingParams

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from braid.core.constraint import Constraint, ConstraintKind
 from braid.core.errors import EngineDeadError, OverloadedError
-from braid.server.config import ServerContext
+from braid.server.config import ServerConfig, ServerContext
 from braid.text.reply import CallArguments, CallEnd, CallStart, Content, Reasoning, ReplyPart
 from braid.text.template import ChatTemplate
 from braid.text.tools import Tool, ToolChoice
@@ -452,6 +452,28 @@ class TestStream:
         part = events[-1]["response"]["output"][0]["content"][0]
         assert part["logprobs"] == [entry for event in deltas for entry in event["logprobs"]]
         assert len(part["logprobs"][0]["top_logprobs"]) == 2
+
+
+class TestLongWait:
+    @pytest.fixture
+    def config(self) -> ServerConfig:
+        return ServerConfig(keepalive_seconds=0.05)
+
+    async def test_failure_after_silence(self, url: str, engine: Any) -> None:
+        engine.error, engine.fail_after, engine.hold_after = EngineDeadError("the engine died"), 0, 0
+        async with (
+            httpx.AsyncClient(base_url=url) as client,
+            client.stream("POST", PATH, json={"input": "hi", "stream": True}) as answer,
+        ):
+            text = ""
+            async for piece in answer.aiter_text():
+                text += piece
+                engine.go.set()
+        events = sequence(text)
+        names = [event["type"] for event in events]
+        assert text.startswith(": ping")
+        assert names == ["response.created", "response.in_progress", "response.failed"]
+        assert events[2]["response"]["output"] == []
 
 
 def check_lives(events: list[dict[str, Any]]) -> None:
