@@ -11,7 +11,7 @@ from typing import Any
 
 from braid.core.errors import EngineDeadError
 from braid.core.program import ProgramRef, RetainIntent
-from braid.core.request import RequestTimes
+from braid.core.request import RequestTimes, TokenLogprobs
 from braid.core.sampling import SamplingParams
 from braid.engine.protocol import EngineClient, GenerateRequest
 from braid.server.decode import ChoiceDecoder, ChoiceDelta
@@ -139,6 +139,10 @@ class Generation:
             for prompt, decoder in zip(self.call.prompts, decoders, strict=True)
             if decoder.num_tokens
         )
+
+    def prompt_logprobs(self, number: int) -> tuple[TokenLogprobs | None, ...] | None:
+        """Of the prompt that this choice continues; there with its first delta, where they were asked for."""
+        return self._decoders[number].prompt_logprobs
 
     @property
     def finished(self) -> bool:

@@ -12,26 +12,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from starlette.requests import Request
+
+from braid import __version__
 from braid.core.constraint import Constraint
 from braid.core.errors import InvalidParameterError
 from braid.core.program import ProgramRef, RetainIntent
 from braid.core.sampling import SamplingParams
 from braid.server.config import ServerContext
+from braid.server.embed import Embedding, EmbedRequest
 from braid.server.encode import PromptEncoder, Tokens, check_context, engine_info
 from braid.server.errors import HttpError
+from braid.server.generate import Call, Generation
+from braid.server.guard.body import echo
 from braid.server.guard.quota import Quotas
 from braid.server.lifecycle import RECORD, Lifecycle, RequestRecord
 from braid.server.observe.metrics import ServerMetrics
+from braid.server.observe.report import CallReport
 from braid.server.programs.boundaries import boundaries, marked_messages
 from braid.server.programs.registry import Plan, Programs, Told
 from braid.server.programs.registry import Result as TurnResult
 from braid.server.prompts import check_messages, check_sequences, check_token_ids, render_turn
 from braid.server.turn import Turn, TurnRequest
-from starlette.requests import Request
-
-from braid import __version__
-from braid.server.generate import Call, Generation
-from braid.server.guard.body import echo
 
 FINGERPRINT = f"braid-{__version__}"
 
@@ -137,6 +139,40 @@ class Pipeline:
         told = self.programs.read(record_of(request), request.scope["headers"])
         call, plan = self._call(request, wanted, wanted.prompts, told, default=wanted.default_max_tokens)
         return self._generation(request, call, plan)
+
+    def embed(self, request: Request, wanted: EmbedRequest) -> Embedding:
+        """Vectors of given texts; nothing has been asked of the engine yet.
+
+        Raises:
+            InvalidParameterError: the model makes no embeddings, or a token id is not in its vocabulary.
+        """
+        info = engine_info(self.context)
+        if info.pooling is None:
+            message = "this model makes no embeddings; start the server with --pooling last or --pooling mean"
+            raise InvalidParameterError(message, param="model")
+        for tokens in wanted.inputs:
+            check_token_ids(tokens, info.vocab_size, wanted.param)
+        record = record_of(request)
+        report = CallReport(
+            id=f"{wanted.id_prefix}{uuid.uuid4().hex}",
+            model=self.served_name(wanted.model),
+            prompts=wanted.inputs,
+            n=1,
+            cache_salt=_salt(record.principal.salt, wanted.cache_salt),
+            start=record.start,
+        )
+        embedding = Embedding(
+            wanted,
+            report,
+            self.context.engine,
+            self.metrics,
+            pooling=info.pooling,
+            admit=lambda: self.quotas.enter(
+                record.principal, embedding.num_sequences, embedding.usage.num_prompt_tokens
+            ),
+        )
+        record.usage, record.call = (lambda: embedding.usage), report
+        return embedding
 
     async def count(self, wanted: TurnRequest) -> int:
         """Prompt tokens of a conversation."""

@@ -60,37 +60,45 @@ def check_messages(context: ServerContext, messages: Sequence[Message], tools: S
 
 
 def completion_prompts(
-    context: ServerContext, encoder: PromptEncoder, prompt: object, add_special_tokens: bool
+    context: ServerContext,
+    encoder: PromptEncoder,
+    prompt: object,
+    add_special_tokens: bool,
+    *,
+    param: str = "prompt",
+    limit: int | None = None,
 ) -> tuple[Tokens, ...]:
-    """A string, a list of strings, token ids, or a list of token-id lists.
+    """A string, a list of strings, token ids, or a list of token-id lists; at most ``limit`` of them.
 
     Raises:
         InvalidParameterError: another shape, no prompt at all, too many, or one too long for the context.
     """
     one = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and type(prompt[0]) is int)
     entries = [prompt] if one else prompt
-    limit = context.config.max_prompts
-    if not isinstance(entries, list) or not 1 <= len(entries) <= limit:
-        message = f"prompt must be a string, token ids, or a list of 1 to {limit} of either"
-        raise InvalidParameterError(message, param="prompt")
-    max_model_len = engine_info(context).max_model_len
-    return tuple(_prompt(encoder, entry, add_special_tokens, max_model_len) for entry in entries)
+    most = limit or context.config.max_prompts
+    if not isinstance(entries, list) or not 1 <= len(entries) <= most:
+        message = f"{param} must be a string, token ids, or a list of 1 to {most} of either"
+        raise InvalidParameterError(message, param=param)
+    room = engine_info(context).max_model_len
+    return tuple(_prompt(encoder, entry, param, add_special_tokens, room) for entry in entries)
 
 
-def _prompt(encoder: PromptEncoder, entry: object, add_special_tokens: bool, max_model_len: int) -> Tokens:
+def _prompt(
+    encoder: PromptEncoder, entry: object, param: str, add_special_tokens: bool, max_model_len: int
+) -> Tokens:
     """One prompt. Its length is checked here, before anything looks at its ids or at the prompts behind it."""
     if isinstance(entry, str):
         if not entry:
-            raise InvalidParameterError("prompt must not be empty", param="prompt")
-        tokens = encoder.encode(entry, "prompt", add_special_tokens=add_special_tokens)
-        check_length(len(tokens), max_model_len, "prompt")
+            raise InvalidParameterError(f"{param} must not be empty", param=param)
+        tokens = encoder.encode(entry, param, add_special_tokens=add_special_tokens)
+        check_length(len(tokens), max_model_len, param)
         return tokens
     if isinstance(entry, list) and entry:
-        check_length(len(entry), max_model_len, "prompt")
+        check_length(len(entry), max_model_len, param)
         if set(map(type, entry)) == {int}:
             return tuple(entry)
-    message = "prompt must be non-empty strings or non-empty lists of token ids"
-    raise InvalidParameterError(message, param="prompt")
+    message = f"{param} must be non-empty strings or non-empty lists of token ids"
+    raise InvalidParameterError(message, param=param)
 
 
 def check_sequences(num_prompts: int, n: int, limit: int) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -84,17 +84,9 @@ class FakeEngine:
             block_size=16,
             kernels="reference",
             torch_version="2",
-            **self._pooling_info(),
+            hidden_size=len(self.embed((0,))),
+            pooling=self.pooling,
         )
-
-    def _pooling_info(self) -> dict[str, object]:
-        known = {entry.name for entry in fields(EngineInfo)}
-        size = len(self.embed((0,)))
-        return {
-            name: value
-            for name, value in {"pooling": self.pooling, "hidden_size": size}.items()
-            if name in known
-        }
 
     @property
     def is_ready(self) -> bool:

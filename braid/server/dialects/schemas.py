@@ -59,6 +59,19 @@ COMPLETION_TOKENS = 16
 """Output of a text completion that sets no limit, as everywhere; a chat goes on to the end of the context."""
 
 
+def check_common(priority: int | None, cache_salt: str | None) -> None:
+    """Raises InvalidParameterError for what no endpoint takes."""
+    if priority is not None and not 0 <= priority <= MAX_PRIORITY:
+        message = (
+            f"priority must be in [0, {MAX_PRIORITY}], got {echo(priority)}: 0 is first-come first-served, "
+            "higher numbers let others go first, and nobody goes before others"
+        )
+        raise InvalidParameterError(message, param="priority")
+    if len(cache_salt or "") > MAX_CACHE_SALT:
+        message = f"cache_salt may have at most {MAX_CACHE_SALT} characters"
+        raise InvalidParameterError(message, param="cache_salt")
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -164,19 +177,11 @@ class RequestFields(StructuredFields):
         if self.best_of is not None and self.best_of != (self.n or 1):
             message = f"best_of must equal n (all outputs are sent), got {echo(self.best_of)}"
             raise InvalidParameterError(message, param="best_of")
-        if self.priority is not None and not 0 <= self.priority <= MAX_PRIORITY:
-            message = (
-                f"priority must be in [0, {MAX_PRIORITY}], got {echo(self.priority)}: 0 is first-come first-served, "
-                "higher numbers let others go first, and nobody goes before others"
-            )
-            raise InvalidParameterError(message, param="priority")
+        check_common(self.priority, self.cache_salt)
         if self.top_k is not None and not -(2**31) <= self.top_k < 2**31:
             raise InvalidParameterError(
                 f"top_k must be a 32-bit integer, got {echo(self.top_k)}", param="top_k"
             )
-        if len(self.cache_salt or "") > MAX_CACHE_SALT:
-            message = f"cache_salt may have at most {MAX_CACHE_SALT} characters"
-            raise InvalidParameterError(message, param="cache_salt")
         if len(self.metadata or ()) > MAX_METADATA:
             raise InvalidParameterError(f"metadata may have at most {MAX_METADATA} pairs", param="metadata")
         if any(len(key) > MAX_KEY or len(value) > MAX_VALUE for key, value in (self.metadata or {}).items()):
