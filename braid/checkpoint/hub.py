@@ -28,6 +28,7 @@ SIDE_FILES = (
     "vocab.json",
     "chat_template.json",
     "chat_template.jinja",
+    "1_Pooling/config.json",
 )
 DEFAULT_QUANTISATION = "Q4_K_M"
 _ID = re.compile(

@@ -8,6 +8,7 @@ from braid.core.errors import InvalidParameterError
 
 DTYPES = ("auto", "bfloat16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
+POOLINGS = ("auto", "none", "last", "mean")
 DEFAULT_MODEL = "smollm2"
 MAX_BLOCK_SIZE = 256
 
@@ -40,6 +41,8 @@ class EngineConfig:
         threads: compute threads; None uses every core this process may run on.
         seed: seeds the random stream of requests that bring none.
         offline: never ask the network, use what is on disk.
+        pooling: how embeddings are made of the prompt's hidden states: ``last``, ``mean``, ``none`` (there are no
+            embeddings) or ``auto`` (as the checkpoint says; none if it says nothing).
 
     Raises:
         InvalidParameterError: naming the field, the value and the valid range.
@@ -56,12 +59,14 @@ class EngineConfig:
     threads: int | None = None
     seed: int = 0
     offline: bool = False
+    pooling: str = "auto"
 
     def __post_init__(self) -> None:
         model_ok = isinstance(self.model, str) and self.model.strip() != ""
         _require(model_ok, "model", self.model, "a non-empty model name")
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         _require(self.device in DEVICES, "device", self.device, f"one of {', '.join(DEVICES)}")
+        _require(self.pooling in POOLINGS, "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
         self._check_sizes()
 
     def _check_sizes(self) -> None:

@@ -44,7 +44,7 @@ class RequestTimes(NamedTuple):
     queued: float | None = None
     """From arrival to its first step."""
     prefill: float | None = None
-    """From its first step to its first token."""
+    """From its first step to its first token, or to its end where it wants no token."""
     decode: float | None = None
     """From its first token to its end."""
     num_preemptions: int = 0
@@ -88,7 +88,7 @@ class Request:
     arrival_time: float = 0.0
     eos_token_ids: frozenset[int] = frozenset()
     max_tokens: int = 0
-    """Output limit after the context limit is applied; set by whoever admits the request (>= 1)."""
+    """Output limit after the context limit is applied; set by whoever admits the request. 0: no token is wanted."""
     seed: int = 0
     """The random stream; equals ``params.seed`` where one was given."""
     priority: int = 0
@@ -135,3 +135,23 @@ class Request:
     @property
     def is_finished(self) -> bool:
         return self.status is Status.FINISHED
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether anything is to be generated, once ``max_tokens`` is set."""
+        return self.pooling is None and self.max_tokens > 0
+
+    def times(self) -> RequestTimes:
+        """How long it was where, as far as it has come."""
+        begun, first = self.first_scheduled_time, self.first_token_time
+        ready = self.finish_time if first is None and not self.wants_tokens else first
+        return RequestTimes(
+            queued=_span(self.arrival_time, begun),
+            prefill=_span(begun, ready),
+            decode=_span(first, self.finish_time),
+            num_preemptions=self.num_preemptions,
+        )
+
+
+def _span(begin: float | None, end: float | None) -> float | None:
+    return None if begin is None or end is None else end - begin

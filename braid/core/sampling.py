@@ -50,7 +50,8 @@ class SamplingParams:
         include_stop_str_in_output: keep the stop string in the text.
         ignore_eos: go on after the model's end-of-sequence tokens.
         min_tokens: no end token and no stop string before this many tokens.
-        max_tokens: at most this many; None means up to the model's context.
+        max_tokens: at most this many; None means up to the model's context. 0 only together with ``prompt_logprobs``:
+            the prompt is weighed and nothing generated.
         logprobs: log-probability of each chosen token and of this many alternatives; None for none.
         prompt_logprobs: the same for each prompt token but the first.
         skip_special_tokens: leave special tokens out of the text.
@@ -106,8 +107,10 @@ class SamplingParams:
         _require(
             _whole(self.min_tokens) and self.min_tokens >= 0, "min_tokens", self.min_tokens, "an integer >= 0"
         )
-        max_ok = self.max_tokens is None or (_whole(self.max_tokens) and self.max_tokens >= 1)
-        _require(max_ok, "max_tokens", self.max_tokens, "an integer >= 1 or null")
+        least = 1 if self.prompt_logprobs is None else 0
+        max_ok = self.max_tokens is None or (_whole(self.max_tokens) and self.max_tokens >= least)
+        valid = "an integer >= 1 or null" if least else "an integer >= 0 or null"
+        _require(max_ok, "max_tokens", self.max_tokens, valid)
         if self.max_tokens is not None:
             _require(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "at most max_tokens")
         for name in ("logprobs", "prompt_logprobs"):

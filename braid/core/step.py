@@ -26,10 +26,19 @@ class SampleSpec(NamedTuple):
     banned_token_ids: tuple[int, ...] = ()
 
 
+class ScoreSpec(NamedTuple):
+    """Weigh known tokens: ``token_ids[i]`` as what follows the work's token ``i``, beside ``num_top`` alternatives."""
+
+    token_ids: Sequence[int]
+    num_top: int
+
+
 class Work(NamedTuple):
     """Tokens ``[start, start + len(token_ids))`` of one request, to be computed in one step.
 
-    ``block_ids`` covers ``start + len(token_ids)`` tokens. ``sample`` is None while the prompt is not yet complete.
+    ``block_ids`` covers ``start + len(token_ids)`` tokens. ``sample`` is None while the prompt is not yet complete, and
+    where no token is wanted. ``pooling`` asks for the last of the work's final hidden states (``last``) or for their
+    sum (``mean``).
     """
 
     request_id: str
@@ -37,6 +46,8 @@ class Work(NamedTuple):
     start: int
     block_ids: Sequence[int]
     sample: SampleSpec | None
+    score: ScoreSpec | None = None
+    pooling: str | None = None
 
     @property
     def is_decode(self) -> bool:
@@ -65,6 +76,7 @@ class SampledToken(NamedTuple):
 class StepResult(NamedTuple):
     """What came of a plan. ``errors`` maps requests that failed to a text for the user; their KV is not to be trusted.
 
+    ``scores`` answers the works' ``score``, one entry per token weighed; ``pooled`` their ``pooling``.
     ``start`` and ``duration`` are seconds on the executor's clock.
     """
 
@@ -74,6 +86,8 @@ class StepResult(NamedTuple):
     duration: float
     tokens: dict[str, SampledToken]
     errors: Mapping[str, str] = MappingProxyType({})
+    scores: Mapping[str, Sequence[TokenLogprobs]] = MappingProxyType({})
+    pooled: Mapping[str, Sequence[float]] = MappingProxyType({})
 
 
 class Executor(Protocol):

@@ -10,6 +10,7 @@ import torch
 
 import braid.kernels
 from braid.checkpoint.open import Checkpoint, open_checkpoint
+from braid.checkpoint.pooling import stated_pooling
 from braid.checkpoint.progress import NullProgress, Progress
 from braid.checkpoint.resolve import resolve
 from braid.checkpoint.weights import iter_weights
@@ -18,6 +19,8 @@ from braid.core.errors import InvalidParameterError
 from braid.core.spec import ModelSpec
 from braid.device.machine import probe, usable_cores
 from braid.engine.core import EngineCore
+from braid.engine.grammar import Grammars
+from braid.engine.guidance import Vocabulary
 from braid.engine.protocol import EngineInfo
 from braid.models.loading import load_weights
 from braid.models.registry import build_model
@@ -71,10 +74,27 @@ def build_engine(
     )
     runner = Runner(model, kv, device=device)
     scheduler = Scheduler(_scheduler_config(config, plan))
-    info = _describe(config, spec, plan, dtype, device)
+    pooling = pick_pooling(config.pooling, checkpoint)
+    info = _describe(config, spec, plan, dtype, device, pooling)
     reckoning = [*plan.lines(), f"ready in {time.monotonic() - begin:.1f} s"]
-    core = EngineCore(scheduler, runner, info, eos_token_ids=eos_token_ids, seed=config.seed)
+    grammars = Grammars(lambda: read_vocabulary(checkpoint, spec.vocab_size, eos_token_ids))
+    core = EngineCore(
+        scheduler, runner, info, eos_token_ids=eos_token_ids, seed=config.seed, grammars=grammars
+    )
     return Built(core, plan, reckoning)
+
+
+def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, eos_token_ids: frozenset[int]) -> Vocabulary:
+    """What grammars need of the tokenizer; ids of the model that it does not know stand for nothing."""
+    from braid.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint)
+    return Vocabulary(
+        tokens=[tokenizer.token_bytes(id) for id in range(vocab_size)],
+        special=frozenset(id for id in tokenizer.special_token_ids if id < vocab_size),
+        end=frozenset(id for id in eos_token_ids if id < vocab_size),
+        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
+    )
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -95,6 +115,13 @@ def pick_dtype(wanted: str, checkpoint: Checkpoint) -> torch.dtype:
         stored = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")
         wanted = "float32" if stored == "float32" else "bfloat16"
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
+
+
+def pick_pooling(wanted: str, checkpoint: Checkpoint) -> str | None:
+    """How embeddings are made: ``last``, ``mean``, or None for not at all."""
+    if wanted == "auto":
+        return stated_pooling(checkpoint)
+    return None if wanted == "none" else wanted
 
 
 def plan_memory(
@@ -130,7 +157,12 @@ def _scheduler_config(config: EngineConfig, plan: MemoryPlan) -> SchedulerConfig
 
 
 def _describe(
-    config: EngineConfig, spec: ModelSpec, plan: MemoryPlan, dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    spec: ModelSpec,
+    plan: MemoryPlan,
+    dtype: torch.dtype,
+    device: torch.device,
+    pooling: str | None,
 ) -> EngineInfo:
     return EngineInfo(
         model=config.model,
@@ -145,4 +177,6 @@ def _describe(
         block_size=config.block_size,
         kernels=braid.kernels.describe(),
         torch_version=str(torch.__version__),
+        hidden_size=spec.hidden_size,
+        pooling=pooling,
     )

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
 
+from braid.core.constraint import Constraint
 from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError
 from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, Request
+from braid.engine.grammar import Grammar, Grammars
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
 from braid.runner.runner import Runner
 from braid.sched.loop import Loop
@@ -36,6 +38,7 @@ class EngineCore:
     Args:
         eos_token_ids: tokens that end a request unless it asks to ignore them.
         seed: seeds the streams of requests that bring no seed of their own.
+        grammars: compiles constraints; None refuses them.
     """
 
     def __init__(
@@ -46,12 +49,15 @@ class EngineCore:
         *,
         eos_token_ids: frozenset[int],
         seed: int = 0,
+        grammars: Grammars | None = None,
     ) -> None:
         self.info = info
         self.runner = runner
         self._scheduler = scheduler
         self._eos_token_ids = eos_token_ids
         self._seeds = itertools.count(seed)
+        self._grammars = grammars
+        self._compiling: dict[str, Future[Grammar]] = {}
         self._sinks: dict[str, _Sink] = {}
         self._stopping = False
         self._failure: BaseException | None = None
@@ -114,6 +120,8 @@ class EngineCore:
             self._thread.join()
         self.runner.close()
         self._fail_all(EngineDeadError("the engine was closed"))
+        if self._grammars is not None:
+            self._grammars.close()
 
     def _require_alive(self) -> None:
         if self._failure is not None or self._stopping:
@@ -130,6 +138,7 @@ class EngineCore:
             self._on_failure(error)
 
     def _fail_all(self, error: BraidError) -> None:
+        self._compiling.clear()
         sinks, self._sinks = self._sinks, {}
         for request_id, sink in sinks.items():
             try:
@@ -139,8 +148,40 @@ class EngineCore:
 
     def _add(self, wanted: GenerateRequest, sink: _Sink, now: float) -> None:
         self._check(wanted)
-        self._scheduler.add(self._admit(wanted), now)
+        constraint = wanted.params.constraint
+        if constraint is None or wanted.pooling is not None:
+            self._scheduler.add(self._admit(wanted, now), now)
+        else:
+            self._compile(wanted, constraint, now)
         self._sinks[wanted.request_id] = sink
+
+    def _compile(self, wanted: GenerateRequest, constraint: Constraint, arrived: float) -> None:
+        """Keep a request back until its grammar is ready; ``_enter`` goes on with it."""
+        if self._grammars is None:
+            raise InvalidParameterError(
+                "this engine enforces no constraints; it was built without a tokenizer", param=constraint.param
+            )
+        grammar = self._grammars.compile(constraint)
+        self._compiling[wanted.request_id] = grammar
+        grammar.add_done_callback(
+            lambda done: self._loop.post(lambda scheduler, now: self._enter(wanted, done, arrived, now))
+        )
+
+    def _enter(self, wanted: GenerateRequest, grammar: Future[Grammar], arrived: float, now: float) -> None:
+        """Admit a request whose grammar is ready, or refuse it; it may have been aborted meanwhile."""
+        request_id = wanted.request_id
+        if self._compiling.get(request_id) is not grammar:
+            return
+        del self._compiling[request_id]
+        sink = self._sinks[request_id]
+        try:
+            start = grammar.result().start
+            self._scheduler.add(self._admit(wanted, arrived), now)
+        except Exception as error:
+            del self._sinks[request_id]
+            sink.on_error(_refusal(error))
+        else:
+            self.runner.masks.begin(request_id, wanted.params, start)
 
     def _check(self, wanted: GenerateRequest) -> None:
         if wanted.request_id in self._sinks:
@@ -149,6 +190,7 @@ class EngineCore:
             )
         if not wanted.prompt_token_ids:
             raise InvalidParameterError("the prompt must have at least one token", param="prompt")
+        self._check_pooling(wanted)
         vocab_size = self.info.vocab_size
         for param, ids in (
             ("prompt", wanted.prompt_token_ids),
@@ -161,12 +203,28 @@ class EngineCore:
                     f"{param} has token id {wrong}; the vocabulary is [0, {vocab_size})", param=param
                 )
 
-    def _admit(self, wanted: GenerateRequest) -> Request:
+    def _check_pooling(self, wanted: GenerateRequest) -> None:
+        pooling = wanted.pooling
+        if pooling is None:
+            return
+        if self.info.pooling is None:
+            raise InvalidParameterError(
+                f"{self.info.model} makes no embeddings as it was started; start it with --pooling last or "
+                "--pooling mean, whichever the model was trained for",
+                param="model",
+            )
+        if pooling not in ("last", "mean"):
+            raise InvalidParameterError(f"pooling must be last or mean, got {pooling!r}", param="pooling")
+        if wanted.params.prompt_logprobs is not None:
+            raise InvalidParameterError("an embedding has no prompt_logprobs", param="prompt_logprobs")
+
+    def _admit(self, wanted: GenerateRequest, now: float) -> Request:
         seed = wanted.params.seed
         return Request(
             request_id=wanted.request_id,
             prompt_token_ids=tuple(wanted.prompt_token_ids),
             params=wanted.params,
+            arrival_time=now,
             eos_token_ids=self._eos_token_ids,
             seed=next(self._seeds) if seed is None else seed,
             priority=wanted.priority,
@@ -178,7 +236,11 @@ class EngineCore:
 
     def _abort(self, request_id: str, now: float) -> None:
         if self._sinks.pop(request_id, None) is not None:
+            compiling = self._compiling.pop(request_id, None)
+            if compiling is not None:
+                compiling.cancel()
             self._scheduler.abort(request_id, now)
+            self.runner.masks.end(request_id)
 
     def _deliver(self, deltas: list[Delta]) -> None:
         for delta in deltas:
@@ -187,6 +249,7 @@ class EngineCore:
                 continue
             if delta.finish_reason is not None:
                 del self._sinks[delta.request_id]
+                self.runner.masks.end(delta.request_id)
             try:
                 sink.on_delta(delta)
             except Exception:  # a listener that went away (a closed event loop) ends its own request only
@@ -198,9 +261,13 @@ class EngineCore:
 def _report(added: Future[None], on_error: OnError) -> None:
     """Tell the caller of ``submit`` why a request was not admitted."""
     error = added.exception()
-    if error is None:
-        return
-    if not isinstance(error, BraidError):
-        logger.error("a request could not be admitted", exc_info=error)
-        error = BraidError(f"the request could not be admitted: {error!r}")
-    on_error(error)
+    if error is not None:
+        on_error(_refusal(error))
+
+
+def _refusal(error: BaseException) -> BraidError:
+    """What to tell the caller of a request that was not admitted."""
+    if isinstance(error, BraidError):
+        return error
+    logger.error("a request could not be admitted", exc_info=error)
+    return BraidError(f"the request could not be admitted: {error!r}")

@@ -48,10 +48,14 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestOutput:
-    """All outputs of one prompt; the short names read the first."""
+    """All outputs of one prompt; the short names read the first.
+
+    ``prompt_logprobs`` has one entry per prompt token, None for the first, where they were asked for.
+    """
 
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[Completion, ...]
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
     @property
     def text(self) -> str:
@@ -74,6 +78,14 @@ class RequestOutput:
         return self.outputs[0].num_cached_tokens
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingOutput:
+    """One prompt as a vector of length 1."""
+
+    prompt_token_ids: tuple[int, ...]
+    embedding: tuple[float, ...]
+
+
 class StreamOutput(NamedTuple):
     """What a stream gained: new text and tokens; the last one carries ``finish_reason``."""
 
@@ -93,6 +105,8 @@ class Assembler:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
         self._num_cached_tokens = 0
+        self.prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+        self.embedding: tuple[float, ...] | None = None
         self.finish_reason: str | None = None
         self._stop_reason: int | str | None = None
 
@@ -105,6 +119,8 @@ class Assembler:
         if delta.finish_reason is FinishReason.ERROR:
             raise BraidError(delta.error or "the request failed in the engine")
         self._num_cached_tokens = delta.num_cached_tokens
+        self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
+        self.embedding = delta.embedding or self.embedding
         text, stopped, consumed = self._stream.push(delta.token_ids)
         token_ids = delta.token_ids[:consumed]
         logprobs = None if delta.logprobs is None else delta.logprobs[:consumed]
@@ -197,8 +213,24 @@ class _Model:
             tokenizer.chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token
         )
 
-    def _request(self, prompt_token_ids: tuple[int, ...], params: SamplingParams) -> GenerateRequest:
-        return GenerateRequest(f"llm-{next(self._ids)}", prompt_token_ids, params)
+    def _request(
+        self, prompt_token_ids: tuple[int, ...], params: SamplingParams, pooling: str | None = None
+    ) -> GenerateRequest:
+        return GenerateRequest(f"llm-{next(self._ids)}", prompt_token_ids, params, pooling=pooling)
+
+    def _pooling(self) -> str:
+        """How this model pools.
+
+        Raises:
+            InvalidParameterError: it makes no embeddings.
+        """
+        if self.info.pooling is None:
+            raise InvalidParameterError(
+                f"{self.info.model} makes no embeddings as it was started; pass pooling='last' or pooling='mean', "
+                "whichever the model was trained for",
+                param="model",
+            )
+        return self.info.pooling
 
 
 class LLM(_Model):
@@ -239,7 +271,22 @@ class LLM(_Model):
         """
         many = _as_prompts(prompts)
         each = _as_params(params, len(many))
-        return self._run([self._encode(prompt) for prompt in many], each)
+        return self._generate([self._encode(prompt) for prompt in many], each)
+
+    def embed(self, prompts: Prompt | Sequence[Prompt]) -> list[EmbeddingOutput]:
+        """A vector of ``info.hidden_size`` numbers for each prompt, pooled as the model was trained for.
+
+        Raises:
+            InvalidParameterError: a prompt is wrong, or the model makes no embeddings.
+            BraidError: a request failed in the engine.
+        """
+        pooling = self._pooling()
+        ids = [self._encode(prompt) for prompt in _as_prompts(prompts)]
+        done = self._run(ids, [SamplingParams()] * len(ids), pooling)
+        return [
+            EmbeddingOutput(prompt_token_ids=prompt, embedding=children[0].embedding or ())
+            for prompt, children in zip(ids, done, strict=True)
+        ]
 
     def chat(
         self,
@@ -248,13 +295,20 @@ class LLM(_Model):
         **template: Any,
     ) -> RequestOutput:
         """Answer one conversation, rendered with the model's own chat template."""
-        return self._run([self._render(messages, **template)], _as_params(params, 1))[0]
+        return self._generate([self._render(messages, **template)], _as_params(params, 1))[0]
 
     def stats(self) -> EngineStats:
         """Gauges and counters of the engine."""
         return self._core.stats().result()
 
-    def _run(self, prompts: list[tuple[int, ...]], params: list[SamplingParams]) -> list[RequestOutput]:
+    def _generate(self, prompts: list[tuple[int, ...]], params: list[SamplingParams]) -> list[RequestOutput]:
+        done = self._run(prompts, params)
+        return [_output(ids, children) for ids, children in zip(prompts, done, strict=True)]
+
+    def _run(
+        self, prompts: list[tuple[int, ...]], params: list[SamplingParams], pooling: str | None = None
+    ) -> list[list[Assembler]]:
+        """Have all prompts worked on together until all have ended: per prompt its outputs."""
         inbox: queue.SimpleQueue[tuple[str, Delta | BraidError]] = queue.SimpleQueue()
         outputs: list[list[Assembler]] = []
         open_requests: dict[str, Assembler] = {}
@@ -263,7 +317,7 @@ class LLM(_Model):
                 children = [Assembler(self.tokenizer, wanted, index) for index in range(wanted.n)]
                 outputs.append(children)
                 for index, child in enumerate(children):
-                    request = self._request(ids, wanted.child(index))
+                    request = self._request(ids, wanted.child(index), pooling)
                     open_requests[request.request_id] = child
                     self._submit(request, inbox)
             while open_requests:
@@ -271,10 +325,7 @@ class LLM(_Model):
         finally:
             for request_id in open_requests:
                 self._core.abort(request_id)
-        return [
-            RequestOutput(prompt_token_ids=ids, outputs=tuple(child.result() for child in children))
-            for ids, children in zip(prompts, outputs, strict=True)
-        ]
+        return outputs
 
     def _submit(
         self, request: GenerateRequest, inbox: queue.SimpleQueue[tuple[str, Delta | BraidError]]
@@ -328,7 +379,7 @@ class AsyncLLM(_Model):
         assembler = Assembler(self.tokenizer, params)
         async for _ in self._stream(ids, params, assembler):
             pass
-        return RequestOutput(prompt_token_ids=ids, outputs=(assembler.result(),))
+        return _output(ids, [assembler])
 
     async def stats(self) -> EngineStats:
         """Gauges and counters of the engine."""
@@ -350,6 +401,14 @@ class AsyncLLM(_Model):
                     return
         finally:
             await deltas.aclose()
+
+
+def _output(prompt_token_ids: tuple[int, ...], children: list[Assembler]) -> RequestOutput:
+    return RequestOutput(
+        prompt_token_ids=prompt_token_ids,
+        outputs=tuple(child.result() for child in children),
+        prompt_logprobs=children[0].prompt_logprobs,
+    )
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -13,6 +13,8 @@ from braid.core.errors import CheckpointError
 from braid.models.decoder import CausalLM
 
 SHOWN_NAMES = 5
+BARE = "model."
+"""What names of whole models begin with, and those of bare decoders do not."""
 
 
 class Target(NamedTuple):
@@ -112,6 +114,8 @@ def load_weights(model: CausalLM, tensors: Iterable[tuple[str, Tensor]]) -> None
     missing, unknown = set(targets), []
     for stored, tensor in tensors:
         name = _renamed(stored, model.renames)
+        if f"{BARE}{name}" in targets:  # saved from the decoder alone, as embedding models are
+            name = f"{BARE}{name}"
         target = targets.get(name)
         if target is None:
             if not inert.fullmatch(name):

@@ -11,16 +11,18 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from braid.core.request import TokenLogprobs
 from braid.core.step import SampledToken, SampleSpec, StepPlan, StepResult, Work
 from braid.models.decoder import CausalLM
 from braid.runner.batch import build_batch
 from braid.runner.kv_store import KVStore
+from braid.runner.prompt import pool, score
 from braid.runner.replay import DecodeReplay
 from braid.runner.sampler import sample
 
@@ -50,6 +52,16 @@ class _Forward(NamedTuple):
     query_start: Sequence[int]
     slot_mapping_T: Tensor
     kernel_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a step brought, by request."""
+
+    tokens: dict[str, SampledToken] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    pooled: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Runner:
@@ -110,48 +122,68 @@ class Runner:
         """Run one plan on the calling thread. Never raises: what fails is named in ``errors``."""
         start = self.now()
         try:
-            tokens, errors = self._run(plan.works)
+            outcome = self._run(plan.works, _Outcome())
         except Exception as error:
-            tokens, errors = self._isolate(plan.works, error)
+            outcome = self._isolate(plan.works, error)
         self.times.steps += 1
-        return StepResult(plan.step_id, plan.lane, start, self.now() - start, tokens, errors)
+        return StepResult(
+            plan.step_id,
+            plan.lane,
+            start,
+            self.now() - start,
+            outcome.tokens,
+            outcome.errors,
+            scores=outcome.scores,
+            pooled=outcome.pooled,
+        )
 
-    def _isolate(
-        self, works: Sequence[Work], error: Exception
-    ) -> tuple[dict[str, SampledToken], dict[str, str]]:
+    def _isolate(self, works: Sequence[Work], error: Exception) -> _Outcome:
         """After a failed step, run each work alone: only the guilty request fails.
 
         Running a work again is safe, since it writes the same KV to the same slots.
         """
         logger.error("a step of %d requests failed (%r); running them one by one", len(works), error)
-        tokens: dict[str, SampledToken] = {}
-        errors: dict[str, str] = {}
+        outcome = _Outcome()
         for work in works:
             try:
-                its_tokens, its_errors = self._run([work])
+                self._run([work], outcome)
             except Exception as own:
-                errors[work.request_id] = f"the model step failed: {own}"
+                outcome.errors[work.request_id] = f"the model step failed: {own}"
                 logger.exception("request %s failed alone", work.request_id)
-            else:
-                tokens |= its_tokens
-                errors |= its_errors
-        return tokens, errors
+        return outcome
 
-    def _run(self, works: Sequence[Work]) -> tuple[dict[str, SampledToken], dict[str, str]]:
+    def _run(self, works: Sequence[Work], outcome: _Outcome) -> _Outcome:
         clock, times = time.perf_counter, self.times
         begin = clock()
         step = self._forward(works)
         forwarded = clock()
         sampling = [(work.request_id, work.sample) for work in works if work.sample is not None]
         logits_NV = self._model.logits(step.sampling_ND) if sampling else None
+        self._answer_prompts(works, step, outcome)
         weighed = clock()
         tokens, errors = _choose(logits_NV, sampling)
-        errors |= self._quarantine(works, step)
+        outcome.tokens.update(tokens)
+        outcome.errors.update(errors)
+        outcome.errors.update(self._quarantine(works, step))
         times.prepare += forwarded - begin - step.kernel_seconds
         times.kernels += step.kernel_seconds
         times.head += weighed - forwarded
         times.sample += clock() - weighed
-        return tokens, errors
+        return outcome
+
+    def _answer_prompts(self, works: Sequence[Work], step: _Forward, outcome: _Outcome) -> None:
+        """Weigh the prompt tokens and pool the hidden states of the works that ask for it."""
+        for row, work in enumerate(works):
+            if work.score is None and work.pooling is None:
+                continue
+            hidden_ND = step.hidden_TD[step.query_start[row] : step.query_start[row + 1]]
+            try:
+                if work.score is not None:
+                    outcome.scores[work.request_id] = score(self._model, hidden_ND, work.score)
+                if work.pooling is not None:
+                    outcome.pooled[work.request_id] = pool(hidden_ND, work.pooling)
+            except ArithmeticError as error:
+                outcome.errors[work.request_id] = str(error)
 
     def _forward(self, works: Sequence[Work]) -> _Forward:
         if all(work.is_decode and work.sample is not None for work in works):

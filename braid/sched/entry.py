@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from braid.core.request import FinishReason, Request
 from braid.core.step import SampleSpec
 from braid.policy.order import OrderKey
+from braid.sched.prompt_answer import PromptAnswer
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +33,8 @@ class Entry:
     """Blocks at the front of the request's that others filled: its prefix hit of the latest admission."""
     spec_is_early: bool = False
     """Whether ``spec`` was built before ``min_tokens``."""
+    answer: PromptAnswer | None = None
+    """What is wanted of the prompt itself, until it has been handed out; while it is there, no prefix is shared in."""
 
     @property
     def num_remaining(self) -> int:

@@ -33,6 +33,7 @@ from braid.sched.block_pool import BlockPool
 from braid.sched.config import MIXED, Policies, SchedulerConfig
 from braid.sched.entry import Entry, ending
 from braid.sched.prefix_cache import Fillings, extend_keys, match_prefix, root_key
+from braid.sched.prompt_answer import answer_for
 from braid.sched.retention import Retention
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
@@ -114,6 +115,7 @@ class Scheduler:
         asked = request.params.max_tokens
         request.max_tokens = room if asked is None else min(asked, room)
         entry = Entry(request, self._order.key(request, self._num_added), root_key(request.cache_salt))
+        entry.answer = answer_for(request)
         self._num_added += 1
         self._entries[request.request_id] = entry
         insort(self._waiting, entry, key=by_order)
@@ -128,10 +130,11 @@ class Scheduler:
             raise InvalidParameterError(
                 "the prompt is empty; it must hold at least one token", param="prompt"
             )
-        if length >= limit:
+        reserved = 1 if request.pooling is None and request.params.max_tokens != 0 else 0
+        if length + reserved > limit:
+            rest = ", of which at least 1 is for the output" if reserved else ""
             raise InvalidParameterError(
-                f"the prompt has {length} tokens, but this model's context is {limit} tokens, "
-                f"of which at least 1 is for the output",
+                f"the prompt has {length} tokens, but this model's context is {limit} tokens{rest}",
                 param="prompt",
                 code="context_length_exceeded",
             )
@@ -200,8 +203,12 @@ class Scheduler:
                 deltas.append(self._fail(entry, error, now))
                 continue
             self._advance(entry, work.start + len(work.token_ids))
+            if entry.answer is not None:
+                entry.answer.take(work, result)
             if work.sample is not None:
                 deltas.append(self._accept(entry, result.tokens[work.request_id], now))
+            elif entry.num_remaining == 0:
+                deltas.append(self._conclude(entry, now))
         self._pool.settle(result.lane)
         self._retention.settle(result.lane)
         return deltas
@@ -270,6 +277,8 @@ class Scheduler:
 
     def _match(self, entry: Entry) -> list[int]:
         """READY blocks of the request's known prefix; its last token is never among them."""
+        if entry.answer is not None:
+            return []
         token_ids = entry.request.token_ids
         usable = (len(token_ids) - 1) // self.config.block_size
         extend_keys(entry.keys, entry.root, token_ids, self.config.block_size, usable)
@@ -281,7 +290,7 @@ class Scheduler:
         Waiting for a later one could starve it, as later requests may be served last.
         """
         usable = (entry.request.num_tokens - 1) // self.config.block_size
-        if num_cached_blocks >= usable:
+        if num_cached_blocks >= usable or entry.answer is not None:
             return False
         key = entry.keys[num_cached_blocks]
         filler = self._fillings.filler(key)
@@ -309,7 +318,7 @@ class Scheduler:
         entry.num_shared_blocks = len(cached)
         request.num_computed_tokens = len(cached) * block_size
         self._announce(entry, len(cached))
-        self._count_start(request, now)
+        self._count_start(entry, now)
         request.status = Status.RUNNING
         insort(self._running, entry, key=by_order)
         return True
@@ -320,14 +329,16 @@ class Scheduler:
         entry.announced = entry.keys[first:count]
         self._fillings.announce(entry, entry.announced)
 
-    def _count_start(self, request: Request, now: float) -> None:
+    def _count_start(self, entry: Entry, now: float) -> None:
+        request = entry.request
         if request.first_scheduled_time is not None:
             return
         request.first_scheduled_time = now
         request.num_cached_tokens = request.num_computed_tokens
-        self._prefix_queries += request.num_prompt_tokens
-        self._prefix_hits += request.num_computed_tokens
         self._prompt_tokens += request.num_prompt_tokens
+        if entry.answer is None:
+            self._prefix_queries += request.num_prompt_tokens
+            self._prefix_hits += request.num_computed_tokens
 
     def _launch(self, lane: str, grants: list[tuple[Entry, int]], preempted: tuple[str, ...]) -> StepPlan:
         """Works with one token on top of existing KV go first, whatever phase they belong to."""
@@ -351,8 +362,11 @@ class Scheduler:
         block_size = self.config.block_size
         for index in range(-(-start // block_size), -(-end // block_size)):
             self._pool.fill(request.block_ids[index])
-        sample = entry.sample_spec() if end == len(request.token_ids) else None
-        return Work(request.request_id, request.token_ids[start:end], start, request.block_ids, sample)
+        sample = entry.sample_spec() if end == len(request.token_ids) and request.wants_tokens else None
+        work = Work(request.request_id, request.token_ids[start:end], start, request.block_ids, sample)
+        if entry.answer is None:
+            return work
+        return work._replace(score=entry.answer.score(start, end), pooling=entry.answer.pooling(end))
 
     # -- taking results in ---------------------------------------------------------------------------------
 
@@ -381,8 +395,35 @@ class Scheduler:
         if reason is not None:
             self._end(entry, reason, now, stop_reason=stop_reason)
         logprobs = None if token.logprobs is None else (token.logprobs,)
+        prompt_logprobs = None
+        if entry.answer is not None:
+            prompt_logprobs, entry.answer = entry.answer.logprobs(), None
         return Delta(
-            request.request_id, (token.token_id,), logprobs, request.num_cached_tokens, reason, stop_reason
+            request.request_id,
+            (token.token_id,),
+            logprobs,
+            request.num_cached_tokens,
+            reason,
+            stop_reason,
+            times=None if reason is None else request.times(),
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _conclude(self, entry: Entry, now: float) -> Delta:
+        """End a request that wanted something of its prompt only."""
+        request, answer = entry.request, entry.answer
+        assert answer is not None, "nothing was wanted of a request"
+        reason = FinishReason.LENGTH if request.pooling is None else FinishReason.STOP
+        self._end(entry, reason, now)
+        return Delta(
+            request.request_id,
+            (),
+            None,
+            request.num_cached_tokens,
+            reason,
+            times=request.times(),
+            prompt_logprobs=answer.logprobs(),
+            embedding=answer.embedding(),
         )
 
     def _fail(self, entry: Entry, error: str, now: float) -> Delta:
@@ -390,7 +431,8 @@ class Scheduler:
         request = entry.request
         self._pool.withdraw(request.block_ids[entry.num_shared_blocks :])
         self._end(entry, FinishReason.ERROR, now, error=error)
-        return Delta(request.request_id, (), None, request.num_cached_tokens, FinishReason.ERROR, None, error)
+        cached, times = request.num_cached_tokens, request.times()
+        return Delta(request.request_id, (), None, cached, FinishReason.ERROR, None, error, times)
 
     def _end(
         self,

@@ -5,13 +5,15 @@ difference.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple, Protocol
 
 from braid.core.errors import BraidError
-from braid.core.step import SampledToken, SampleSpec, StepPlan, StepResult, Work
+from braid.core.request import TokenLogprobs
+from braid.core.step import SampledToken, SampleSpec, ScoreSpec, StepPlan, StepResult, Work
 from braid.policy.cost import Estimate
 from braid.sched.config import MIXED
 
@@ -56,6 +58,11 @@ def pseudo_token(spec: SampleSpec) -> int:
     return (spec.seed * 7_919 + len(spec.token_ids) * 104_729 + 17) % VOCAB_SIZE
 
 
+def pseudo_scores(spec: ScoreSpec) -> list[TokenLogprobs]:
+    """A stand-in for the model's view of known tokens: all tokens are equally likely."""
+    return [TokenLogprobs(token, -math.log(VOCAB_SIZE), 1, ()) for token in spec.token_ids]
+
+
 class SimExecutor:
     """An executor whose clock moves only in ``wait``, to the next event."""
 
@@ -93,7 +100,17 @@ class SimExecutor:
             for work in plan.works
             if work.sample is not None
         }
-        result = StepResult(plan.step_id, plan.lane, self._clock, estimate.seconds, tokens)
+        scores = {w.request_id: pseudo_scores(w.score) for w in plan.works if w.score is not None}
+        pooled = {w.request_id: [float(sum(w.token_ids))] for w in plan.works if w.pooling is not None}
+        result = StepResult(
+            plan.step_id,
+            plan.lane,
+            self._clock,
+            estimate.seconds,
+            tokens,
+            scores=scores,
+            pooled=pooled,
+        )
         self._push(self._clock + estimate.seconds, STEP_ENDS, result, None)
 
     def wait(self, until: float | None) -> list[StepResult]:

@@ -184,7 +184,9 @@ def test_the_public_api_is_pinned() -> None:
     assert list(inspect.signature(LLM.generate).parameters) == ["self", "prompts", "params"]
     assert list(inspect.signature(LLM.chat).parameters) == ["self", "messages", "params", "template"]
     assert list(inspect.signature(AsyncLLM.stream).parameters) == ["self", "prompt", "params"]
+    assert list(inspect.signature(LLM.embed).parameters) == ["self", "prompts"]
     assert sorted(inspect.signature(SamplingParams).parameters) == [
+        "constraint",
         "frequency_penalty",
         "ignore_eos",
         "include_stop_str_in_output",
@@ -195,6 +197,7 @@ def test_the_public_api_is_pinned() -> None:
         "min_tokens",
         "n",
         "presence_penalty",
+        "prompt_logprobs",
         "repetition_penalty",
         "seed",
         "skip_special_tokens",
