@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,10 +126,12 @@ def echoed(fields: ResponsesRequest, tools: ToolSet, params: SamplingParams) -> 
 
 def _format(form: dict[str, Any] | None) -> dict[str, Any]:
     """In the flat spelling, whichever the client chose."""
-    if form is None:
-        return {"type": "text"}
-    nested = form.get("json_schema")
-    return {"type": form.get("type"), **nested} if isinstance(nested, dict) else form
+    if form is None or form.get("type") != "json_schema":
+        return {"type": "text" if form is None else form["type"]}
+    spec = form.get("json_schema", form)
+    schema = spec["schema"] if isinstance(spec["schema"], dict) else json.loads(spec["schema"])
+    known = {name: spec[name] for name in ("description", "strict") if spec.get(name) is not None}
+    return {"type": "json_schema", "name": spec.get("name") or "schema", "schema": schema, **known}
 
 
 def _cache_options(options: object) -> dict[str, Any] | None:

@@ -47,17 +47,27 @@ def tool_set(tools: Sequence[dict[str, Any]] | None, choice: str | dict[str, Any
         dropped.append("tool_choice")
         choice = None
     parsed = parse_choice(choice, known)
-    shown = [_shown(tool) for tool in tools or () if tool.get("type") in _SPELLINGS]
+    shown = [_shown(tool, kind) for tool in tools or () if (kind := _kind(tool)) in _SPELLINGS]
     return ToolSet(known, parsed, custom_names(tools), shown, _shown_choice(choice, parsed), dropped)
 
 
-def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
-    kind = tool["type"]
+def _kind(tool: Mapping[str, Any]) -> str:
+    return str(tool.get("type", "function" if "function" in tool else None))
+
+
+def _shown(tool: Mapping[str, Any], kind: str) -> dict[str, Any]:
     body = tool.get(kind, tool)
     shown = {"type": kind, "name": body["name"], "description": body.get("description")}
     if kind == "custom":
-        return {**shown, "format": body.get("format") or {"type": "text"}}
+        return {**shown, "format": _shown_format(body.get("format") or {})}
     return {**shown, "parameters": body.get("parameters"), "strict": body.get("strict")}
+
+
+def _shown_format(form: Mapping[str, Any]) -> dict[str, Any]:
+    grammar = form.get("grammar", form)
+    if form.get("type") != "grammar" or grammar.get("syntax") not in ("lark", "regex"):
+        return {"type": "text"}
+    return {"type": "grammar", "syntax": grammar["syntax"], "definition": grammar["definition"]}
 
 
 def _shown_choice(choice: str | Mapping[str, Any] | None, parsed: ToolChoice) -> str | dict[str, Any]:

@@ -79,3 +79,21 @@ def test_shown_allowed_tools_are_flat() -> None:
     choice = {"type": "allowed_tools", "allowed_tools": {"tools": entries}}
     read = tool_set([{"type": "function", "name": "f"}], choice)
     assert read.shown_choice == {"type": "allowed_tools", "mode": "auto", "tools": entries}
+
+
+@pytest.mark.parametrize(
+    ("form", "shown"),
+    [
+        (None, {"type": "text"}),
+        ({"type": "grammar", "syntax": "peg", "definition": "x"}, {"type": "text"}),
+        *(
+            (form, {"type": "grammar", "syntax": "regex", "definition": "a+"})
+            for form in (
+                {"type": "grammar", "syntax": "regex", "definition": "a+"},
+                {"type": "grammar", "grammar": {"syntax": "regex", "definition": "a+"}},
+            )
+        ),
+    ],
+)
+def test_shown_formats_are_those_of_the_api(form: object, shown: dict[str, str]) -> None:
+    assert tool_set([{"type": "custom", "name": "p", "format": form}], None).shown[0]["format"] == shown
