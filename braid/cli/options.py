@@ -126,6 +126,14 @@ class ServerOptions:
         Path | None,
         Parameter(group=SERVER, help="File with a Jinja chat template.", show_default="the model's own"),
     ] = None
+    tool_call_parser: Annotated[
+        str | None,
+        Parameter(
+            group=SERVER,
+            help="How the model writes tool calls: hermes, llama3_json, mistral, ...; none for off.",
+            show_default="seen in the model",
+        ),
+    ] = None
     shutdown_timeout: Annotated[
         float, Parameter(group=SERVER, help="Seconds that running requests get to finish after SIGTERM.")
     ] = 30.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from braid.server.config import ServerConfig, ServerContext
 from braid.server.observe.access import JsonFormatter
 from braid.server.observe.config import ObserveConfig
 from braid.server.serve import bind, run
+from braid.text.detect import detect_format, warm_up
 from braid.text.template import ChatTemplate
 from braid.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -43,6 +45,12 @@ def serve(config: EngineConfig, options: ServerOptions, observe: ObserveOptions 
         checkpoint = open_checkpoint(resolve(config.model, progress=progress, offline=config.offline))
         tokenizer = load_tokenizer(checkpoint)
         template = chat_template(tokenizer, options.chat_template)
+        reply_format = detect_format(
+            None if template is None else template.source,
+            tokenizer,
+            None if checkpoint.gguf is not None else checkpoint.source.root,
+            options.tool_call_parser,
+        )
         engine = ProcessClient(
             config,
             lambda: tokenizer.eos_token_ids,
@@ -53,6 +61,7 @@ def serve(config: EngineConfig, options: ServerOptions, observe: ObserveOptions 
             engine=engine,
             tokenizer=tokenizer,
             chat_template=template,
+            reply_format=reply_format,
             served_model_names=options.served_model_name or (config.model,),
             config=server_config,
             observe=observe_config,
@@ -60,7 +69,9 @@ def serve(config: EngineConfig, options: ServerOptions, observe: ObserveOptions 
         host, port = listener.getsockname()[:2]
 
         async def start() -> None:
+            warm = asyncio.create_task(asyncio.to_thread(warm_up, reply_format))
             await engine.start()
+            await warm
             announce(console, engine, context.served_model_names[0], host, port)
 
         run(context, listener=listener, startup=start, shutdown=engine.close)

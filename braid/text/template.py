@@ -16,7 +16,10 @@ from typing import Any
 import minijinja
 
 from braid.core.errors import CheckpointError, InvalidParameterError
+from braid.text.format_data import shown_in
 from braid.text.messages import check_depth, prepare, wishes
+from braid.text.tool_prompt import HERMES, shows_calls, tells_tools, write_tools
+from braid.text.wire import example_of, wire_of
 
 FUEL = 5_000_000
 MAX_CHARS = 8_000_000
@@ -61,6 +64,7 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._max_chars = max_chars
         self._wishes = wishes(source or "")
+        self._example = _example(source or "")
         self._environment = None if source is None else _environment(source, max_chars, now)
 
     def render(
@@ -91,9 +95,11 @@ class ChatTemplate:
                 code="no_chat_template",
             )
         prepared = prepare(messages, self._wishes)
+        check_depth(tools or [], "tools")
+        if self.source is not None and not tells_tools(self.source):
+            prepared, tools = write_tools(prepared, tools, self.source, self._example), None
         if continue_final_message:
             _mark_tail(prepared[-1])
-        check_depth(tools or [], "tools")
         variables = {**self._variables(kwargs), "messages": prepared, "tools": list(tools) if tools else None}
         text = self._render(
             add_generation_prompt=add_generation_prompt and not continue_final_message, **variables
@@ -119,6 +125,13 @@ class ChatTemplate:
         if len(text) > self._max_chars:
             raise InvalidParameterError(_too_long(self._max_chars), param="messages")
         return text
+
+
+def _example(source: str) -> str:
+    """How the model is told to write a call, where its template does not say."""
+    shown = shown_in(source) if shows_calls(source) else None
+    wire = None if shown is None else wire_of(shown.wire)
+    return HERMES if wire is None else example_of(wire)
 
 
 def _environment(source: str, max_chars: int, now: Callable[[], datetime]) -> minijinja.Environment:

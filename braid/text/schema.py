@@ -1,0 +1,73 @@
+"""JSON schemas of tools, as grammars and readers of single arguments need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from braid.text.tools import Tool
+
+_DEFINITIONS = ("$defs", "definitions")
+# Words of JSON schema that the grammar does not know are left out of it rather than refused.
+_LENIENT = {"x-guidance": {"lenient": True}}
+_MAX_HOPS = 16
+
+
+def tool_schema(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool's arguments object."""
+    return {"type": "object", **(tool.parameters or {}), **_LENIENT}
+
+
+def property_schemas(tool: Tool) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+    """Each argument's name, its schema with the definitions it may refer to, and whether it must be there."""
+    parameters = tool.parameters or {}
+    properties = parameters.get("properties")
+    required = parameters.get("required") or ()
+    shared = {key: parameters[key] for key in _DEFINITIONS if key in parameters}
+    for name, schema in (properties if isinstance(properties, Mapping) else {}).items():
+        resolved = resolve(schema, parameters)
+        yield name, {**resolved, **shared, **_LENIENT}, name in required
+
+
+def resolve(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema that a property is given by, where it only refers to a definition."""
+    for _ in range(_MAX_HOPS):
+        if not isinstance(schema, Mapping):
+            return {}
+        reference = schema.get("$ref")
+        inner = schema.get("allOf")
+        if isinstance(inner, list) and len(inner) == 1 and "type" not in schema:
+            schema = inner[0]
+        elif isinstance(reference, str) and reference.startswith("#/"):
+            schema = _follow(root, reference)
+        else:
+            return schema
+    return {}
+
+
+def _follow(root: Any, reference: str) -> Any:
+    for key in reference[2:].split("/"):
+        key = key.replace("~1", "/").replace("~0", "~")
+        root = root.get(key) if isinstance(root, Mapping) else None
+    return root
+
+
+def typed(tool: Tool) -> dict[str, Any]:
+    """A tool in OpenAI's form whose properties say their types themselves, as the parser looks for them."""
+    described = tool.as_openai()
+    parameters = described["function"]["parameters"]
+    properties = parameters.get("properties")
+    if isinstance(properties, Mapping):
+        resolved = {name: resolve(schema, parameters) for name, schema in properties.items()}
+        described["function"]["parameters"] = {**parameters, "properties": resolved}
+    return described
+
+
+def is_text(schema: Mapping[str, Any]) -> bool:
+    """Whether a value is written as plain text, without quotes."""
+    declared = schema.get("type")
+    types = [declared] if isinstance(declared, str) else declared if isinstance(declared, list) else []
+    options = [option for key in ("anyOf", "oneOf") for option in schema.get(key) or ()]
+    if not types and not options:
+        return "enum" not in schema and "const" not in schema
+    return "string" in types or any(isinstance(option, Mapping) and is_text(option) for option in options)
