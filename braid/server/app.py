@@ -13,6 +13,7 @@ from braid.server.config import ServerContext
 from braid.server.dialects.chat import ChatRoutes
 from braid.server.dialects.completions import CompletionRoutes
 from braid.server.dialects.info import InfoRoutes
+from braid.server.dialects.responses import ResponseRoutes
 from braid.server.encode import PromptEncoder
 from braid.server.errors import HttpError
 from braid.server.guard.gate import Gate
@@ -61,10 +62,15 @@ def create_app(context: ServerContext, *, local: bool = False) -> FastAPI:
 
 def _routes(pipeline: Pipeline) -> tuple[tuple[str, str, Endpoint], ...]:
     chat, text, info = ChatRoutes(pipeline), CompletionRoutes(pipeline), InfoRoutes(pipeline)
-    sessions = SessionRoutes(pipeline)
+    responses, sessions = ResponseRoutes(pipeline), SessionRoutes(pipeline)
     return (
         ("POST", "/v1/chat/completions", chat.completions),
         ("POST", "/v1/completions", text.completions),
+        ("POST", "/v1/responses", responses.create),
+        ("GET", "/v1/responses/{id}", responses.stored),
+        ("DELETE", "/v1/responses/{id}", responses.stored),
+        ("POST", "/v1/responses/{id}/cancel", responses.stored),
+        ("GET", "/v1/responses/{id}/input_items", responses.stored),
         ("GET", "/v1/models", info.models),
         ("GET", "/v1/models/{name:path}", info.model),
         ("GET", "/v1/sessions", sessions.sessions),
