@@ -21,6 +21,7 @@ from braid.core.request import TokenLogprobs
 from braid.core.step import SampledToken, SampleSpec, StepPlan, StepResult, Work
 from braid.models.decoder import CausalLM
 from braid.runner.batch import build_batch
+from braid.runner.constraint import Masks
 from braid.runner.kv_store import KVStore
 from braid.runner.prompt import pool, score
 from braid.runner.replay import DecodeReplay
@@ -62,6 +63,7 @@ class _Outcome:
     errors: dict[str, str] = field(default_factory=dict)
     scores: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
     pooled: dict[str, list[float]] = field(default_factory=dict)
+    deferred: set[str] = field(default_factory=set)
 
 
 class Runner:
@@ -70,12 +72,16 @@ class Runner:
     Args:
         model: weights loaded, on ``device``.
         kv: the one KV store; its blocks are named by the plans.
+        masks: the grammars of requests with a constraint, which must begin there before they are planned.
     """
 
     lanes = ("mixed",)
 
-    def __init__(self, model: CausalLM, kv: KVStore, *, device: torch.device) -> None:
+    def __init__(
+        self, model: CausalLM, kv: KVStore, *, device: torch.device, masks: Masks | None = None
+    ) -> None:
         self.times = RunnerTimes()
+        self.masks = masks or Masks(device)
         self._model = model
         self._kv = kv
         self._replay = DecodeReplay(model, kv)
@@ -108,6 +114,7 @@ class Runner:
         """Stop the lane after the step in flight."""
         self._plans.put(None)
         self._thread.join()
+        self.masks.close()
 
     def _serve_lane(self) -> None:
         torch.get_num_threads()  # makes a new thread take over the process's setting, which kernels read too
@@ -125,6 +132,7 @@ class Runner:
             outcome = self._run(plan.works, _Outcome())
         except Exception as error:
             outcome = self._isolate(plan.works, error)
+        self._move_on(plan.works, outcome)
         self.times.steps += 1
         return StepResult(
             plan.step_id,
@@ -135,6 +143,7 @@ class Runner:
             outcome.errors,
             scores=outcome.scores,
             pooled=outcome.pooled,
+            deferred=frozenset(outcome.deferred),
         )
 
     def _isolate(self, works: Sequence[Work], error: Exception) -> _Outcome:
@@ -161,7 +170,10 @@ class Runner:
         logits_NV = self._model.logits(step.sampling_ND) if sampling else None
         self._answer_prompts(works, step, outcome)
         weighed = clock()
-        tokens, errors = _choose(logits_NV, sampling)
+        masks: list[Tensor | None] | None = None
+        if logits_NV is not None and any(spec.params.constraint is not None for _, spec in sampling):
+            logits_NV, sampling, masks = self._constrain(logits_NV, sampling, len(works), outcome)
+        tokens, errors = _choose(logits_NV, sampling, masks)
         outcome.tokens.update(tokens)
         outcome.errors.update(errors)
         outcome.errors.update(self._quarantine(works, step))
@@ -170,6 +182,39 @@ class Runner:
         times.head += weighed - forwarded
         times.sample += clock() - weighed
         return outcome
+
+    def _constrain(
+        self,
+        logits_NV: Tensor,
+        sampling: list[tuple[str, SampleSpec]],
+        num_works: int,
+        outcome: _Outcome,
+    ) -> tuple[Tensor, list[tuple[str, SampleSpec]], list[Tensor | None]]:
+        """What each row may not choose, without the rows whose mask is late (deferred) or failed (an error)."""
+        held = [pair for pair in sampling if pair[1].params.constraint is not None]
+        verdicts = self.masks.collect(held, alone=len(held) == num_works)
+        masks: dict[str, Tensor] = {}
+        for (request_id, _), verdict in zip(held, verdicts, strict=True):
+            if isinstance(verdict, Tensor):
+                masks[request_id] = verdict
+            elif verdict is None:
+                outcome.deferred.add(request_id)
+            else:
+                outcome.errors[request_id] = str(verdict)
+        out = outcome.deferred | outcome.errors.keys()
+        rows = [row for row, (request_id, _) in enumerate(sampling) if request_id not in out]
+        if len(rows) < len(sampling):
+            logits_NV, sampling = logits_NV[rows], [sampling[row] for row in rows]
+        return logits_NV, sampling, [masks.get(request_id) for request_id, _ in sampling]
+
+    def _move_on(self, works: Sequence[Work], outcome: _Outcome) -> None:
+        """Let the grammars take in what was chosen, while the next step is prepared and computed."""
+        for work in works:
+            token = outcome.tokens.get(work.request_id)
+            if token is None or work.sample is None or work.sample.params.constraint is None:
+                continue
+            if work.request_id not in outcome.errors:
+                self.masks.advance(work.request_id, token.token_id)
 
     def _answer_prompts(self, works: Sequence[Work], step: _Forward, outcome: _Outcome) -> None:
         """Weigh the prompt tokens and pool the hidden states of the works that ask for it."""
@@ -217,13 +262,15 @@ class Runner:
 
 
 def _choose(
-    logits_NV: Tensor | None, sampling: Sequence[tuple[str, SampleSpec]]
+    logits_NV: Tensor | None,
+    sampling: Sequence[tuple[str, SampleSpec]],
+    masks: Sequence[Tensor | None] | None,
 ) -> tuple[dict[str, SampledToken], dict[str, str]]:
     tokens: dict[str, SampledToken] = {}
     errors: dict[str, str] = {}
-    if logits_NV is None:
+    if logits_NV is None or not sampling:
         return tokens, errors
-    outcomes = sample(logits_NV, [spec for _, spec in sampling])
+    outcomes = sample(logits_NV, [spec for _, spec in sampling], masks)
     for (request_id, _), outcome in zip(sampling, outcomes, strict=True):
         if isinstance(outcome, SampledToken):
             tokens[request_id] = outcome

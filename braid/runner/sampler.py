@@ -25,21 +25,27 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
 
-def sample(logits_NV: Tensor, specs: Sequence[SampleSpec]) -> list[SampledToken | Exception]:
+def sample(
+    logits_NV: Tensor, specs: Sequence[SampleSpec], masks: Sequence[Tensor | None] | None = None
+) -> list[SampledToken | Exception]:
     """Choose one token per row.
 
     Args:
         logits_NV: float32, one row per spec. Rows with adjustments are changed in place.
+        masks: per row a bool mask_V that is True where a token is forbidden, or None.
 
     Returns:
         Per row the token, or the exception that this row alone caused.
     """
+    masks = masks or [None] * len(specs)
     if all(_is_plain(spec) for spec in specs):
+        for logits_V, mask_V in zip(logits_NV, masks, strict=True):
+            _forbid(logits_V, mask_V)
         return _argmax(logits_NV)
     results: list[SampledToken | Exception] = []
-    for logits_V, spec in zip(logits_NV, specs, strict=True):
+    for logits_V, spec, mask_V in zip(logits_NV, specs, masks, strict=True):
         try:
-            results.append(_sample_row(logits_V, spec))
+            results.append(_sample_row(logits_V, spec, mask_V))
         except Exception as error:  # the fault wall: one row's fault is one request's error
             results.append(error)
     return results
@@ -65,9 +71,18 @@ def _argmax(logits_NV: Tensor) -> list[SampledToken | Exception]:
     ]
 
 
-def _sample_row(logits_V: Tensor, spec: SampleSpec) -> SampledToken:
+def _forbid(logits_V: Tensor, mask_V: Tensor | None) -> None:
+    """What a mask does not reach is forbidden, too."""
+    if mask_V is not None:
+        size = min(mask_V.numel(), logits_V.numel())
+        logits_V[:size].masked_fill_(mask_V[:size], -torch.inf)
+        logits_V[size:] = -torch.inf
+
+
+def _sample_row(logits_V: Tensor, spec: SampleSpec, mask_V: Tensor | None = None) -> SampledToken:
     params = spec.params
     raw_V = logits_V.clone() if params.logprobs is not None else None
+    _forbid(logits_V, mask_V)
     _adjust(logits_V, spec)
     if not torch.isfinite(logits_V.max()):
         raise ArithmeticError("the model's logits are not finite")
@@ -87,7 +102,15 @@ def _adjust(logits_V: Tensor, spec: SampleSpec) -> None:
         ids = torch.tensor(list(params.logit_bias.keys()), device=device)
         logits_V[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits_V.dtype, device=device)
     if spec.banned_token_ids:
-        logits_V[torch.tensor(spec.banned_token_ids, device=device)] = -torch.inf
+        _ban(logits_V, torch.tensor(spec.banned_token_ids, device=device), params.constraint is not None)
+
+
+def _ban(logits_V: Tensor, ids: Tensor, constrained: bool) -> None:
+    """A grammar that allows nothing but banned tokens wins over the ban."""
+    before = logits_V[ids]
+    logits_V[ids] = -torch.inf
+    if constrained and bool(logits_V.max() == -torch.inf):
+        logits_V[ids] = before
 
 
 def _penalise(logits_V: Tensor, spec: SampleSpec) -> None:

@@ -1,7 +1,8 @@
 """The one writer of KV blocks' states. Integers only: what a block holds is the executor's business.
 
 Rules:
-    1. ``FREE -> RESERVED -> FILLING -> READY -> FREE``; RESERVED and FILLING may also go back to FREE.
+    1. ``FREE -> RESERVED -> FILLING -> READY -> FREE``; RESERVED and FILLING may also go back to FREE,
+       FILLING to RESERVED.
     2. Only READY blocks are shared or found by key, and only READY blocks may have more than one reference.
     3. A READY block without references keeps its content until the block is needed: it counts as free, and
        the least recently used goes first. Without a key it is of no use to anyone and becomes FREE at once.
@@ -111,6 +112,11 @@ class BlockPool:
         """A step begins to write. RESERVED -> FILLING."""
         assert self._states[block] == RESERVED, f"block {block} is {self.state(block).name}, not RESERVED"
         self._states[block] = FILLING
+
+    def refill(self, block: int) -> None:
+        """What a step wrote will be written again. FILLING -> RESERVED."""
+        assert self._states[block] == FILLING, f"block {block} is {self.state(block).name}, not FILLING"
+        self._states[block] = RESERVED
 
     def publish(self, block: int, key: bytes) -> None:
         """The block is full and final. FILLING -> READY; found by ``key`` unless another block already is."""

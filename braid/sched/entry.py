@@ -45,7 +45,7 @@ class Entry:
         request = self.request
         early = request.num_output_tokens < request.params.min_tokens
         if self.spec is None or self.spec_is_early != early:
-            banned = end_token_ids(request) if early else ()
+            banned = _banned_token_ids(request, early)
             self.spec_is_early = early
             self.spec = SampleSpec(
                 request.params, request.seed, request.token_ids, request.num_prompt_tokens, banned
@@ -53,27 +53,35 @@ class Entry:
         return self.spec
 
 
-def end_token_ids(request: Request) -> tuple[int, ...]:
-    """Every token id that would end the request."""
-    ends = set(request.params.stop_token_ids)
-    if not request.params.ignore_eos:
-        ends |= request.eos_token_ids
-    return tuple(sorted(ends))
+def _banned_token_ids(request: Request, early: bool) -> tuple[int, ...]:
+    """Token ids that would end the request before it may end.
+
+    Under a constraint, ``ignore_eos`` asks for the longest output that the grammar allows: end tokens come only where
+    nothing else may.
+    """
+    params = request.params
+    banned = set(params.stop_token_ids) if early else set()
+    if params.constraint is not None if params.ignore_eos else early:
+        banned |= request.eos_token_ids
+    return tuple(sorted(banned))
 
 
 def ending(request: Request, token_id: int) -> tuple[FinishReason, int | None] | None:
     """Whether ``token_id``, the newest of ``request``, ends it: the reason, and the stop token id if it
     was one.
 
-    An end token among the first ``min_tokens`` does not count; the sampler was told not to choose it.
+    An end token among the first ``min_tokens`` does not count; the sampler was told not to choose it. An end token
+    under a constraint always counts: the grammar is complete.
     """
     params = request.params
     num_output = request.num_output_tokens
-    if num_output > params.min_tokens:
-        if token_id in request.eos_token_ids and not params.ignore_eos:
-            return FinishReason.STOP, None
-        if token_id in params.stop_token_ids:
-            return FinishReason.STOP, token_id
+    late = num_output > params.min_tokens
+    if token_id in request.eos_token_ids and (
+        params.constraint is not None or (late and not params.ignore_eos)
+    ):
+        return FinishReason.STOP, None
+    if late and token_id in params.stop_token_ids:
+        return FinishReason.STOP, token_id
     if num_output >= request.max_tokens:
         return FinishReason.LENGTH, None
     return None

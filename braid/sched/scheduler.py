@@ -202,9 +202,15 @@ class Scheduler:
             if error is not None:
                 deltas.append(self._fail(entry, error, now))
                 continue
-            self._advance(entry, work.start + len(work.token_ids))
+            deferred = work.request_id in result.deferred
+            if deferred:
+                self._defer(entry, work.start + len(work.token_ids))
+            else:
+                self._advance(entry, work.start + len(work.token_ids))
             if entry.answer is not None:
                 entry.answer.take(work, result)
+            if deferred:
+                continue
             if work.sample is not None:
                 deltas.append(self._accept(entry, result.tokens[work.request_id], now))
             elif entry.num_remaining == 0:
@@ -383,6 +389,13 @@ class Scheduler:
             key = entry.keys[index]
             self._pool.publish(request.block_ids[index], key)
             self._requeue(self._fillings.resolve(entry, key))
+
+    def _defer(self, entry: Entry, end: int) -> None:
+        """Nothing was chosen after token ``end - 1``: it is computed once more, to be asked again."""
+        last = end - 1
+        if last % self.config.block_size == 0:
+            self._pool.refill(entry.request.block_ids[last // self.config.block_size])
+        self._advance(entry, last)
 
     def _accept(self, entry: Entry, token: SampledToken, now: float) -> Delta:
         request = entry.request
