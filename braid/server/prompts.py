@@ -55,6 +55,10 @@ def check_messages(context: ServerContext, messages: Sequence[Message], tools: S
         if role not in ROLES:
             message = f"messages.{index}.role must be one of {', '.join(ROLES)}, got {echo(role)}"
             raise InvalidParameterError(message, param="messages")
+        call = entry.get("tool_call_id")
+        if call is not None and not isinstance(call, str):
+            message = f"messages.{index}.tool_call_id must be a string, got {echo(call)}"
+            raise InvalidParameterError(message, param="messages")
         if entry.get("content") is None and role != "assistant":
             raise InvalidParameterError(f"messages.{index}.content is missing", param="messages")
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,14 +17,18 @@ from fastapi import FastAPI
 
 from braid.checkpoint.open import open_checkpoint
 from braid.checkpoint.resolve import resolve
+from braid.core.constraint import Constraint
 from braid.core.errors import BraidError, EngineDeadError
 from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, TokenLogprobs
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
 from braid.server.app import create_app
 from braid.server.config import ServerConfig, ServerContext
+from braid.text.reply import CallArguments, CallEnd, CallStart, Content, Reasoning, ReplyPart, ReplyReader
+from braid.text.reply_format import PlainFormat
 from braid.text.template import ChatTemplate
 from braid.text.tokenizer import Tokenizer, load_tokenizer
+from braid.text.tools import Tool, ToolChoice
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -176,6 +180,97 @@ class FakeEngine:
         return (None, *(TokenLogprobs(token, -0.01 * at, 1, top) for at, token in later))
 
 
+_ENDS = {"content": ("<think>", "<call>"), "think": ("</think>",), "name": ("\n",), "call": ("</call>",)}
+_AFTER = {"<think>": "think", "</think>": "content", "<call>": "name", "\n": "call", "</call>": "content"}
+
+
+class TinyReader:
+    """Reads ``<think>..</think>`` and ``<call>name``, a line break, ``{..}</call>``; everything else is content."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+        self._state = "content"
+        self._held = ""
+
+    @property
+    def in_reasoning(self) -> bool:
+        return self._state == "think"
+
+    def feed(self, text: str) -> list[ReplyPart]:
+        self._held += text
+        parts: list[ReplyPart] = []
+        while (found := min(((self._held.find(end), end) for end in self._open()), default=None)) is not None:
+            at, end = found
+            text, self._held = self._held[:at], self._held[at + len(end) :]
+            parts += self._told(text)
+            if end == "</call>":
+                parts.append(CallEnd(self.num_calls - 1))
+            self._state = _AFTER[end]
+        if self._state != "name":
+            keep = self._undecided()
+            text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+            parts += self._told(text)
+        return parts
+
+    def finish(self) -> list[ReplyPart]:
+        text, self._held = self._held, ""
+        return [Content(f"<call>{text}")] if self._state == "name" else self._told(text)
+
+    def _open(self) -> list[str]:
+        return [end for end in _ENDS[self._state] if end in self._held]
+
+    def _undecided(self) -> int:
+        """Characters at the end that may begin a mark."""
+        sizes = range(min(8, len(self._held)), 0, -1)
+        ends = _ENDS[self._state]
+        return next((size for size in sizes if any(end.startswith(self._held[-size:]) for end in ends)), 0)
+
+    def _told(self, text: str) -> list[ReplyPart]:
+        if self._state == "name":
+            self.num_calls += 1
+            return [CallStart(self.num_calls - 1, f"call_{self.num_calls}", text)]
+        if not text:
+            return []
+        if self._state == "call":
+            return [CallArguments(self.num_calls - 1, text)]
+        return [Reasoning(text) if self._state == "think" else Content(text)]
+
+
+class TinyFormat(PlainFormat):
+    """What a scripted model writes; its constraint tells what it was asked for."""
+
+    name = "tiny"
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, object]] = []
+
+    def reader(self, *, prompt: str, tools: Sequence[Tool]) -> ReplyReader:
+        return TinyReader()
+
+    def constraint(
+        self,
+        *,
+        tools: Sequence[Tool],
+        choice: ToolChoice,
+        parallel: bool,
+        answer: Constraint | None,
+        prompt: str,
+    ) -> Constraint | None:
+        self.asked.append({"tools": tools, "choice": choice, "parallel": parallel, "answer": answer})
+        return answer
+
+
+@pytest.fixture
+def reply_format() -> PlainFormat:
+    """Override it with ``TinyFormat()`` for reasoning and tool calls."""
+    return PlainFormat()
+
+
+@pytest.fixture
+def tiny_format() -> TinyFormat:
+    return TinyFormat()
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("byte-tokenizer")
@@ -216,10 +311,17 @@ def config() -> ServerConfig:
 
 
 @pytest.fixture
-def context(engine: FakeEngine, tokenizer: Tokenizer, config: ServerConfig) -> ServerContext:
+def context(
+    engine: FakeEngine, tokenizer: Tokenizer, config: ServerConfig, reply_format: PlainFormat
+) -> ServerContext:
     template = ChatTemplate(TEMPLATE, bos_token="<|endoftext|>", eos_token="<|im_end|>")
     return ServerContext(
-        engine=engine, tokenizer=tokenizer, chat_template=template, served_model_names=NAMES, config=config
+        engine=engine,
+        tokenizer=tokenizer,
+        chat_template=template,
+        served_model_names=NAMES,
+        reply_format=reply_format,
+        config=config,
     )
 
 

@@ -12,7 +12,7 @@ from braid import __version__
 from braid.core.errors import EngineDeadError, InvalidParameterError
 from braid.core.sampling import SamplingParams
 from braid.server.dialects.schemas import DetokenizeRequest, TokenizeRequest
-from braid.server.dialects.tools import parse_tools
+from braid.server.dialects.tools import as_function_calls, parse_tools
 from braid.server.encode import Tokens, engine_info
 from braid.server.errors import json_response, unavailable
 from braid.server.guard.body import read_json
@@ -102,9 +102,10 @@ class InfoRoutes:
             raise InvalidParameterError("give either prompt or messages", param="prompt")
         if fields.messages is not None:
             tools, _ = parse_tools(fields.tools)
-            check_messages(self._context, fields.messages, tools)
+            messages = as_function_calls(fields.messages)
+            check_messages(self._context, messages, tools)
             wanted = TurnRequest(
-                messages=fields.messages,
+                messages=messages,
                 tools=tools,
                 params=SamplingParams(),
                 template=fields.template_variables(),

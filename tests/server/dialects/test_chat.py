@@ -122,6 +122,41 @@ async def test_max_tokens_ends_with_length(client: httpx.AsyncClient) -> None:
     assert body["usage"]["completion_tokens"] == 4
 
 
+async def test_prompt_logprobs(client: httpx.AsyncClient, engine: Any) -> None:
+    body = (await ask(client, prompt_logprobs=1, n=2)).json()
+    tokens = engine.seen[0].prompt_token_ids
+    assert len(body["prompt_logprobs"]) == len(tokens)
+    assert body["prompt_logprobs"][0] is None
+    assert body["prompt_logprobs"][1][str(tokens[1])]["logprob"] == -0.01
+    assert "prompt_logprobs" not in (await ask(client)).json()
+    assert (await ask(client, prompt_logprobs=1, stream=True)).json()["error"]["param"] == "prompt_logprobs"
+
+
+@pytest.mark.parametrize(("effort", "thinks"), [("none", False), ("minimal", True), ("max", True)])
+async def test_effort_reaches_the_template(
+    client: httpx.AsyncClient, context: Any, monkeypatch: pytest.MonkeyPatch, effort: str, thinks: bool
+) -> None:
+    seen: dict[str, Any] = {}
+    render = context.chat_template.render
+
+    def record(messages: Any, **variables: Any) -> str:
+        seen.update(variables)
+        return str(render(messages, **variables))
+
+    monkeypatch.setattr(context.chat_template, "render", record)
+    await ask(client, reasoning_effort=effort, chat_template_kwargs={"thinking": "mine"})
+    assert (seen["reasoning_effort"], seen["enable_thinking"]) == (effort, thinks)
+    assert seen["thinking"] == "mine"
+
+
+async def test_usage_with_every_chunk(client: httpx.AsyncClient, events: Callable[[str], Any]) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    got = events((await ask(client, stream=True, stream_options=options)).text)[:-1]
+    counts = [event["usage"]["completion_tokens"] for event in got]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == counts[-2]
+
+
 async def test_children_have_ids_and_streams_of_their_own(client: httpx.AsyncClient, engine: Any) -> None:
     body = (await ask(client, n=3, seed=7)).json()
     assert [request.request_id for request in engine.seen] == [f"{body['id']}-{index}" for index in range(3)]
@@ -230,6 +265,13 @@ class TestMessages:
         tools = [{"type": "function", "function": {"name": "f"}}, {"type": "web_search"}]
         assert "[1 tools]" in await self.prompt(client, tokenizer, messages=MESSAGES, tools=tools)
 
+    async def test_thoughts_are_accepted_in_either_spelling(
+        self, client: httpx.AsyncClient, tokenizer: Any
+    ) -> None:
+        for name in ("reasoning", "reasoning_content"):
+            messages = [*MESSAGES, {"role": "assistant", "content": "a", name: "hm"}, *MESSAGES]
+            assert "assistant\na" in await self.prompt(client, tokenizer, messages=messages)
+
     async def test_foreign_tools_are_named_in_a_warning(self, client: httpx.AsyncClient) -> None:
         answer = await ask(client, tools=[{"type": "web_search"}])
         assert answer.status_code == 200
@@ -244,6 +286,9 @@ class TestMessages:
             ({"role": "user", "content": 5}, "content"),
             ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "image_url"),
             ({"role": "user", "content": [5]}, "content"),
+            ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "input_audio"),
+            ({"role": "tool", "tool_call_id": "c"}, "content"),
+            ({"role": "tool", "tool_call_id": 5, "content": "x"}, "tool_call_id"),
             ({"role": "assistant", "content": None, "tool_calls": [{"function": 1}]}, "tool_calls"),
         ],
     )
