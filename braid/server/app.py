@@ -12,10 +12,12 @@ from starlette.responses import Response
 from braid.server.config import ServerContext
 from braid.server.dialects.chat import ChatRoutes
 from braid.server.dialects.completions import CompletionRoutes
+from braid.server.dialects.embeddings import EmbeddingRoutes
 from braid.server.dialects.info import InfoRoutes
+from braid.server.dialects.messages import MessageRoutes
 from braid.server.dialects.responses import ResponseRoutes
 from braid.server.encode import PromptEncoder
-from braid.server.errors import HttpError
+from braid.server.errors import HttpError, error_response
 from braid.server.guard.gate import Gate
 from braid.server.guard.hosts import HostCheck
 from braid.server.guard.keys import KeyRing
@@ -23,7 +25,7 @@ from braid.server.guard.quota import Quotas
 from braid.server.lifecycle import Lifecycle
 from braid.server.observe.metrics import ServerMetrics
 from braid.server.observe.observer import Observer
-from braid.server.pipeline import Pipeline
+from braid.server.pipeline import Pipeline, record_of
 from braid.server.programs.sessions import SessionRoutes
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -63,6 +65,7 @@ def create_app(context: ServerContext, *, local: bool = False) -> FastAPI:
 def _routes(pipeline: Pipeline) -> tuple[tuple[str, str, Endpoint], ...]:
     chat, text, info = ChatRoutes(pipeline), CompletionRoutes(pipeline), InfoRoutes(pipeline)
     responses, sessions = ResponseRoutes(pipeline), SessionRoutes(pipeline)
+    messages = MessageRoutes(pipeline)
     return (
         ("POST", "/v1/chat/completions", chat.completions),
         ("POST", "/v1/completions", text.completions),
@@ -71,6 +74,9 @@ def _routes(pipeline: Pipeline) -> tuple[tuple[str, str, Endpoint], ...]:
         ("DELETE", "/v1/responses/{id}", responses.stored),
         ("POST", "/v1/responses/{id}/cancel", responses.stored),
         ("GET", "/v1/responses/{id}/input_items", responses.stored),
+        ("POST", "/v1/messages", messages.messages),
+        ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+        ("POST", "/v1/embeddings", EmbeddingRoutes(pipeline).embeddings),
         ("GET", "/v1/models", info.models),
         ("GET", "/v1/models/{name:path}", info.model),
         ("GET", "/v1/sessions", sessions.sessions),
@@ -98,9 +104,8 @@ async def _plain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     messages = {404: "there is no such path", 405: "this path does not take this method"}
     message = messages.get(error.status_code, str(error.detail))
-    return HttpError(
-        error.status_code, message, code=_code(error.status_code), headers=error.headers
-    ).response()
+    answer = HttpError(error.status_code, message, code=_code(error.status_code), headers=error.headers)
+    return error_response(answer, request.url.path, record_of(request).request_id)
 
 
 def _code(status: int) -> str | None:
