@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from braid.core.metrics import SLO, RequestTimes, goodput, percentile, slo_attainment, summary
+from braid.core.metrics import (
+    EMPTY_HISTOGRAM,
+    SLO,
+    Histogram,
+    HistogramCounter,
+    RequestTimes,
+    goodput,
+    percentile,
+    slo_attainment,
+    summary,
+)
 
 FAST = RequestTimes(request_id="f", arrival=1.0, first_scheduled=1.5, token_times=(2.0, 3.0, 5.0))
 SINGLE = RequestTimes(request_id="s", arrival=2.0, first_scheduled=4.0, token_times=(6.0,))
@@ -61,3 +71,11 @@ def test_nothing_has_no_metric() -> None:
     ):
         with pytest.raises(ValueError):
             call()
+
+
+def test_a_histogram_counts_values_up_to_each_bound() -> None:
+    counter = HistogramCounter((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 2.0, 2.5, 100.0):
+        counter.observe(value)
+    assert counter.read() == Histogram((1.0, 2.0), (2, 2, 2), 107.5)
+    assert Histogram((), (0,), 0.0) == EMPTY_HISTOGRAM

@@ -17,6 +17,7 @@ import zmq.asyncio
 
 from braid.core.config import EngineConfig
 from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError
+from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason
 from braid.core.sampling import SamplingParams
 from braid.engine.client import ProcessClient
@@ -60,6 +61,26 @@ async def settled(client: ProcessClient) -> EngineStats:
         if stats.num_running + stats.num_waiting == 0 and stats.num_free_blocks == stats.num_blocks:
             return stats
         await asyncio.sleep(0.01)
+
+
+async def test_verbs_and_new_answers_cross_the_socket(client: ProcessClient) -> None:
+    program = ProgramRef(owner="key", program="p")
+    assert await client.program(ProgramVerb.CLOSE, program) == Outcome(
+        "close", Applied.IGNORED, "unknown_program"
+    )
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, prompt_logprobs=1)
+    deltas = await collect(client, GenerateRequest("a", tuple(range(20)), params, program=program))
+    assert deltas[0].prompt_logprobs is not None
+    assert [entry and entry.token_id for entry in deltas[0].prompt_logprobs] == [None, *range(1, 20)]
+    times = deltas[-1].times
+    assert times is not None
+    assert min(times.queued or -1, times.prefill or -1, times.decode or -1) >= 0
+    assert await client.program(ProgramVerb.PIN, program, 60.0) == Outcome("pin", Applied.APPLIED)
+    stats = await client.stats()
+    assert (stats.num_programs, stats.num_leases, stats.num_leased_blocks) == (1, 1, 5)
+    assert len(stats.block_lifetime.counts) == len(stats.block_lifetime.bounds) + 1
+    assert await client.program(ProgramVerb.CLOSE, program) == Outcome("close", Applied.APPLIED)
+    assert (await settled(client)).num_leases == 0
 
 
 async def test_requests_run_side_by_side_and_leave_nothing(client: ProcessClient) -> None:

@@ -22,7 +22,16 @@ def make_request(
         prompt = [1000 + sum(request_id.encode())] * prompt
     own = {
         name: fields.pop(name)
-        for name in ("priority", "arrival_time", "cache_salt", "seed", "eos_token_ids")
+        for name in (
+            "priority",
+            "arrival_time",
+            "cache_salt",
+            "seed",
+            "eos_token_ids",
+            "program",
+            "intent",
+            "pooling",
+        )
         if name in fields
     }
     params = SamplingParams(temperature=0, max_tokens=max_tokens, **fields)

@@ -81,13 +81,14 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         self.pool = BlockPool(NUM_BLOCKS)
         self.tables: list[list[int]] = []
+        self.leases: list[list[int]] = []
         self.limbo: dict[str, list[list[int]]] = {lane: [] for lane in LANES}
         self.content: dict[int, bytes] = {}
         """What was published to a block and not overwritten since."""
 
     def _held(self) -> list[int]:
         limbo = [table for tables in self.limbo.values() for table in tables]
-        return [block for table in [*self.tables, *limbo] for block in table]
+        return [block for table in [*self.tables, *limbo, *self.leases] for block in table]
 
     @rule(count=st.integers(1, NUM_BLOCKS))
     def allocate(self, count: int) -> None:
@@ -125,6 +126,22 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.acquire([block])
         self.tables.append([block])
 
+    @rule(keys=st.sets(st.integers(0, 5), min_size=1))
+    def lease(self, keys: set[int]) -> None:
+        found = [block for key in keys if (block := self.pool.find(bytes([key]))) is not None]
+        self.pool.lease(found)
+        self.leases.append(found)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def end_lease(self, data: st.DataObject) -> None:
+        self.pool.end_lease(self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1))))
+
+    @rule(keys=st.lists(st.integers(0, 5)))
+    def demote(self, keys: list[int]) -> None:
+        found = [block for key in keys if (block := self.pool.find(bytes([key]))) is not None]
+        self.pool.demote(found)
+
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -152,12 +169,18 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def conserves_blocks(self) -> None:
-        self.pool.check_integrity(self.tables)
+        self.pool.check_integrity(self.tables, self.leases)
         assert self.pool.num_free + len(set(self._held())) == NUM_BLOCKS
+        leased = {block for lease in self.leases for block in lease}
+        limbo = [table for tables in self.limbo.values() for table in tables]
+        used = {block for table in [*self.tables, *limbo] for block in table}
+        assert (self.pool.num_leased, self.pool.num_revocable) == (len(leased), len(leased - used))
 
     def teardown(self) -> None:
         for table in self.tables:
             self.pool.release(table)
+        for lease in self.leases:
+            self.pool.end_lease(lease)
         for lane in LANES:
             self.pool.settle(lane)
         assert self.pool.num_free == NUM_BLOCKS
@@ -166,3 +189,24 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPoolMachine = PoolMachine.TestCase
 TestPoolMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_times_of_cached_blocks_are_counted_when_something_becomes_of_them() -> None:
+    pool = BlockPool(2)
+    pool.now = 1.0
+    (block,) = pool.allocate(1)
+    pool.fill(block)
+    pool.now = 4.0
+    pool.publish(block, b"x")
+    pool.now = 6.0
+    pool.release([block])
+    pool.now = 16.0
+    pool.acquire([block])
+    pool.now = 20.0
+    pool.release([block])
+    assert [sum(histogram.counts) for histogram in pool.times()] == [0, 0, 1]
+    pool.now = 50.0
+    pool.allocate(2)
+    lifetime, idle, gap = pool.times()
+    assert (lifetime.total, idle.total, gap.total) == (49.0, 30.0, 10.0)
+    assert [bound for bound, count in zip(idle.bounds, idle.counts, strict=False) if count] == [30]
