@@ -110,9 +110,52 @@ class ServerOptions:
     )
     port: Annotated[int, Parameter(group=SERVER, help="TCP port; 0 picks a free one.")] = 8000
     api_key: Annotated[
-        str | None,
-        Parameter(group=SERVER, help="Clients must send it as a bearer token.", show_default="none: open"),
+        tuple[str, ...],
+        Parameter(
+            group=SERVER,
+            negative=(),
+            help="Clients must send it as a bearer token or as X-Api-Key; may be repeated.",
+            show_default="none: open",
+        ),
+    ] = ()
+    api_key_file: Annotated[
+        Path | None,
+        Parameter(
+            group=SERVER,
+            help="File with one key, or name:key, per line; metrics show the names.",
+            show_default="none",
+        ),
     ] = None
+    allow_open: Annotated[
+        bool,
+        Parameter(group=SERVER, help="Listen to other machines though there is no API key.", negative=()),
+    ] = False
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=SERVER,
+            negative=(),
+            help="Name that the Host header may have; may be repeated, * is any.",
+            show_default="this machine's own on loopback, any elsewhere",
+        ),
+    ] = ()
+    share_prefix_cache: Annotated[
+        bool,
+        Parameter(
+            group=SERVER,
+            help="Let API keys use each other's cached prefixes; response times then tell them apart.",
+            negative=(),
+        ),
+    ] = False
+    max_queued: Annotated[
+        int, Parameter(group=SERVER, help="Most requests under way; one API key may have a quarter of them.")
+    ] = 512
+    max_ttl: Annotated[
+        float,
+        Parameter(
+            group=SERVER, help="Longest time, in seconds, that a client's wish to keep a prefix holds."
+        ),
+    ] = 3600.0
     served_model_name: Annotated[
         tuple[str, ...],
         Parameter(

@@ -16,6 +16,7 @@ from braid.core.config import EngineConfig
 from braid.core.errors import InvalidParameterError
 from braid.engine.client import ProcessClient
 from braid.server.config import ServerConfig, ServerContext
+from braid.server.guard.keys import named_keys, read_key_file
 from braid.server.observe.access import JsonFormatter
 from braid.server.observe.config import ObserveConfig
 from braid.server.serve import bind, run
@@ -38,8 +39,8 @@ def serve(config: EngineConfig, options: ServerOptions, observe: ObserveOptions 
         otlp_endpoint=observe.otlp_endpoint,
         otel_legacy_names=observe.otel_legacy_names,
     )
-    server_config = ServerConfig(api_key=options.api_key, drain_timeout=options.shutdown_timeout)
-    listener = bind(options.host, options.port, config=server_config)
+    server_config = _server_config(options)
+    listener = bind(options.host, options.port, config=server_config, allow_open=options.allow_open)
     with listener:
         progress = ConsoleProgress(console)
         checkpoint = open_checkpoint(resolve(config.model, progress=progress, offline=config.offline))
@@ -76,6 +77,18 @@ def serve(config: EngineConfig, options: ServerOptions, observe: ObserveOptions 
 
         run(context, listener=listener, startup=start, shutdown=engine.close)
     return 0
+
+
+def _server_config(options: ServerOptions) -> ServerConfig:
+    listed = () if options.api_key_file is None else read_key_file(options.api_key_file)
+    return ServerConfig(
+        api_keys=(*named_keys(options.api_key), *listed),
+        share_prefix_cache=options.share_prefix_cache,
+        allowed_hosts=options.allowed_hosts,
+        max_queued=options.max_queued,
+        max_ttl=options.max_ttl,
+        drain_timeout=options.shutdown_timeout,
+    )
 
 
 def chat_template(tokenizer: Tokenizer, path: Path | None) -> ChatTemplate | None:

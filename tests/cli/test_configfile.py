@@ -49,7 +49,7 @@ def test_keys_are_option_names_with_dashes_or_underscores(run: Any, tmp_path: Pa
     assert parsed["model"] == "m"
     assert parsed["server"].port == 9
     assert parsed["server"].served_model_name == ("a", "b")
-    assert parsed["server"].api_key is None
+    assert parsed["server"].api_key == ()
     assert parsed["engine"].max_model_len == 128
     assert parsed["engine"].kv_cache_memory == 1 << 20
     assert parsed["engine"].offline is True

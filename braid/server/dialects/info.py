@@ -37,7 +37,10 @@ class InfoRoutes:
         self._metrics = pipeline.metrics
 
     async def health(self, request: Request) -> Response:
-        """Alive: this process answers. Whether it can serve is ``ready``'s to say."""
+        """Alive: this process answers, and its engine has not died. One that still loads is alive, but not ready."""
+        engine = self._context.engine
+        if engine.info is not None and not engine.is_ready and not self._lifecycle.draining:
+            raise unavailable(engine.down_reason, retry_after=_LOADING_RETRY_SECONDS, code="engine_down")
         return json_response({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:

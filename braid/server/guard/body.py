@@ -9,12 +9,13 @@ import asyncio
 from typing import Any, TypeVar
 
 import msgspec
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
 from braid.core.errors import InvalidParameterError
 from braid.server.config import ServerConfig
 from braid.server.errors import ClientDisconnectedError, HttpError
 from braid.server.lifecycle import RECORD, RequestRecord
-from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
 
 Model = TypeVar("Model", bound=BaseModel)
 
