@@ -1,7 +1,8 @@
 """A server whose model follows a script in the user's message: real HTTP, real tokenizer and template, no weights.
 
 A script is a line of steps, ``[[call NAME {"json": "arguments"}]]`` and ``[[say TEXT]]``. The model takes the step
-whose number is the count of tool results behind the script, so that a client's loop of calls and results runs to its end.
+whose number is the count of tool results behind the script, so that a client's loop of calls and results runs to
+its end.
 """
 
 from __future__ import annotations
