@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from braid.core.sampling import SamplingParams
-from braid.server.dialects.fields import note_ignored, warning_header
+from braid.server.dialects.fields import asks, note_ignored, warning_header
 from braid.server.dialects.messages_events import (
     BlockEvents,
     Event,
@@ -29,8 +30,10 @@ from braid.server.turn import Turn, TurnDelta, TurnRequest
 from braid.text.reply import ReplyPart
 
 PING = named_event("ping", {"type": "ping"})
-_CHANGES_OUTPUT = frozenset({"container", "context_management", "mcp_servers"})
-"""Fields of Anthropic's own servers that change what they answer, and that do nothing here."""
+_CHANGES_OUTPUT = frozenset(
+    {"container", "context_management", "logit_bias", "mcp_servers", "n", "reasoning_effort", "stop"}
+)
+"""Fields of Anthropic's own servers, or of other dialects, that change what they answer, and that do nothing here."""
 
 
 class MessageRoutes:
@@ -43,19 +46,20 @@ class MessageRoutes:
         pipeline, config = self._pipeline, self._pipeline.context.config
         fields, body, size = await read_json(request, MessagesRequest, config)
         pipeline.served_name(fields.model)
-        params = fields.params()
-        wanted, dropped = await self._wanted(fields, size, params, fields.max_tokens, fields.cache_salt or "")
+        wanted = await self._wanted(request, fields, body, size, fields.params())
+        wanted = replace(
+            wanted,
+            default_max_tokens=fields.max_tokens,
+            cache_salt=fields.cache_salt or "",
+            priority=fields.priority or 0,
+        )
         turn = await pipeline.turn(request, wanted)
-        headers = warning_header(dropped + self._ignored(fields, body))
-        writer = MessageWriter(turn, fields.max_tokens)
+        record = record_of(request)
+        headers = warning_header(record.warnings)
+        writer = MessageWriter(turn, fields.max_tokens, record.request_id)
         if fields.stream:
-            request_id = record_of(request).request_id
-
-            def on_error(error: Exception) -> bytes:
-                return named_event("error", anthropic_payload(as_http_error(error), request_id))
-
-            events = writer.events()
-            return EventStream(events, pipeline.lifecycle, config, headers, on_error=on_error, ping=PING)
+            events, failure = writer.events(), writer.failure
+            return EventStream(events, pipeline.lifecycle, config, headers, on_error=failure, ping=PING)
         async with pipeline.lifecycle.watch(request.receive):
             answer = await writer.answer()
         return json_response(answer, headers=headers)
@@ -64,28 +68,38 @@ class MessageRoutes:
         pipeline = self._pipeline
         fields, body, size = await read_json(request, CountRequest, pipeline.context.config)
         pipeline.served_name(fields.model)
-        wanted, dropped = await self._wanted(fields, size, SamplingParams())
+        wanted = await self._wanted(request, fields, body, size, SamplingParams())
         count = await pipeline.count(wanted)
-        headers = warning_header(dropped + self._ignored(fields, body))
-        return json_response({"input_tokens": count}, headers=headers)
+        return json_response({"input_tokens": count}, headers=warning_header(record_of(request).warnings))
 
     async def _wanted(
         self,
+        request: Request,
         fields: CountRequest,
+        body: Mapping[str, Any],
         size: int,
         params: SamplingParams,
-        max_tokens: int | None = None,
-        cache_salt: str = "",
-    ) -> tuple[TurnRequest, list[str]]:
+    ) -> TurnRequest:
+        """The turn, without what only an answer needs; notes what is left out of the request."""
+        fields.check(body)
+        ignored = self._ignored(fields, body)
+        read = await self._pipeline.off_loop(size, lambda: self._read(fields, size, params))
+        wanted, dropped, num_stripped = read
+        self._pipeline.metrics.volatile_lines.inc(num_stripped)
+        record_of(request).warnings.extend(dropped + ignored)
+        return wanted
+
+    def _read(
+        self, fields: CountRequest, size: int, params: SamplingParams
+    ) -> tuple[TurnRequest, list[str], int]:
+        """The turn, the tools that were dropped, and how many billing lines."""
         tools, dropped = fields.parsed_tools()
         choice, parallel = fields.parsed_choice(tools)
-        talk = await self._pipeline.off_loop(size, lambda: self._conversation(fields))
-        self._pipeline.metrics.volatile_lines.inc(talk.num_stripped)
+        talk = self._conversation(fields)
         wanted = TurnRequest(
             model=fields.model,
             messages=talk.messages,
             params=params,
-            default_max_tokens=max_tokens,
             tools=tools,
             tool_choice=choice,
             max_calls=max_calls(parallel, choice),
@@ -93,12 +107,11 @@ class MessageRoutes:
             template=fields.template_variables(),
             add_generation_prompt=not talk.prefill,
             continue_final_message=talk.prefill,
-            cache_salt=cache_salt,
             breakpoints=talk.breakpoints,
             size=size,
             id_prefix="msg_",
         )
-        return wanted, dropped
+        return wanted, dropped, talk.num_stripped
 
     def _conversation(self, fields: CountRequest) -> Conversation:
         return read_conversation(
@@ -110,19 +123,18 @@ class MessageRoutes:
         )
 
     def _ignored(self, fields: CountRequest, body: Mapping[str, Any]) -> list[str]:
-        known = type(fields).model_fields
-        ignored = note_ignored(self._pipeline.metrics, fields, body)
-        ours = [name for name in body if name in _CHANGES_OUTPUT and body[name]]
-        return ours + [name for name in ignored if name not in known]
+        ours = [name for name in body if name in _CHANGES_OUTPUT and asks(name, body[name])]
+        return ours + note_ignored(self._pipeline.metrics, fields, body)
 
 
 class MessageWriter:
     """Writes the reply of one turn. ``max_tokens`` is what the client asked for; the context may leave less."""
 
-    def __init__(self, turn: Turn, max_tokens: int) -> None:
+    def __init__(self, turn: Turn, max_tokens: int, request_id: str) -> None:
         self._turn = turn
         self._call = turn.generation.call
         self._max_tokens = max_tokens
+        self._request_id = request_id
 
     async def answer(self) -> dict[str, Any]:
         """Everything at once; what a client makes of ``events``."""
@@ -149,6 +161,10 @@ class MessageWriter:
                 if events:
                     yield _frames(events)
         yield _frames([*blocks.end(), *self._finish(last)])
+
+    def failure(self, error: Exception) -> bytes:
+        """How a stream ends with an error."""
+        return named_event("error", anthropic_payload(as_http_error(error), self._request_id))
 
     def _start(self) -> Event:
         return {"type": "message_start", "message": self._message([], None, None)}

@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -17,6 +17,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from braid.core.errors import InvalidParameterError
+from braid.server.dialects.messages_blocks import (
+    Block,
+    Placed,
+    block_error,
+    blocks_of,
+    string_of,
+    text_of,
+    unknown,
+)
 from braid.server.guard.body import echo
 from braid.server.turn import Message
 
@@ -27,11 +36,7 @@ ID_PREFIX = "toolu_"
 MAX_MARKS = 4
 _TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 _ROLES = ("user", "assistant", "system")
-_TEXT_ONLY = "this model reads text only"
-_USER_BLOCKS = "text, tool_result, search_result, document"
 _ASSISTANT_BLOCKS = "text, thinking, redacted_thinking, tool_use"
-
-Block = Mapping[str, Any]
 
 
 class CacheMark(NamedTuple):
@@ -78,7 +83,7 @@ def read_conversation(
     """
     reader = _Reader(strip_volatile_line)
     if system is not None:
-        reader.system(list(_blocks(system, "system")))
+        reader.system(list(blocks_of(system, "system")))
     turns = [_checked(message, f"messages.{index}") for index, message in enumerate(messages)]
     for role, group in groupby(turns, key=lambda turn: turn[0]):
         blocks = [block for _, content in group for block in content]
@@ -90,13 +95,6 @@ def read_conversation(
 def without_volatile_line(text: str) -> str | None:
     """A system text without the billing line it begins with; None where it begins with none."""
     return text.partition("\n")[2].lstrip("\n") if text.startswith(BILLING_LINE) else None
-
-
-class _Placed(NamedTuple):
-    """A block and where it stands, for errors."""
-
-    where: str
-    block: Block
 
 
 class _Reader:
@@ -112,19 +110,20 @@ class _Reader:
         out = self._out
         if last_role == "assistant":
             if "tool_calls" in out.messages[-1]:
-                message = "the last message has a tool_use block: its tool_result must follow"
-                raise _error("messages", message)
+                raise block_error(
+                    "messages", "must not end with a tool_use block: its tool_result must follow"
+                )
             out.prefill = True
         for index, tool in enumerate(tools):
-            self._mark(_Placed(f"tools.{index}", tool), at=1)
-        self._mark(_Placed("", {"cache_control": cache_control}))
+            self._mark(Placed(f"tools.{index}", tool), at=1)
+        self._mark(Placed("", {"cache_control": cache_control}))
         if self._num_marks > MAX_MARKS:
             message = f"at most {MAX_MARKS} blocks may have cache_control, got {self._num_marks}"
             raise InvalidParameterError(message, param="cache_control")
         out.marks.sort()
         return out
 
-    def turn(self, role: str, blocks: list[_Placed]) -> None:
+    def turn(self, role: str, blocks: list[Placed]) -> None:
         if role == "user":
             self._user(blocks)
         elif role == "assistant":
@@ -132,7 +131,7 @@ class _Reader:
         else:
             self.system(blocks)
 
-    def system(self, blocks: list[_Placed]) -> None:
+    def system(self, blocks: list[Placed]) -> None:
         texts = [kept for placed in blocks if (kept := self._system_text(placed))]
         messages = self._out.messages
         if texts:
@@ -144,56 +143,56 @@ class _Reader:
         for placed in blocks:
             self._mark(placed)
 
-    def _system_text(self, placed: _Placed) -> str:
+    def _system_text(self, placed: Placed) -> str:
         if placed.block["type"] != "text":
-            raise _unknown(placed, "text")
-        text = _string(placed, "text")
+            raise unknown(placed, "text")
+        text = string_of(placed, "text")
         kept = without_volatile_line(text) if self._strip else None
         if kept is None:
             return text
         self._out.num_stripped += 1
         return kept
 
-    def _user(self, blocks: list[_Placed]) -> None:
+    def _user(self, blocks: list[Placed]) -> None:
         rest = [placed for placed in blocks if placed.block["type"] != "tool_result"]
         for placed in blocks:
             if placed.block["type"] == "tool_result":
                 self._out.messages.append(self._tool_result(placed))
                 self._mark(placed)
         if rest or not blocks:
-            content = "\n".join(_text(placed) for placed in rest)
+            content = "\n".join(text_of(placed) for placed in rest)
             self._out.messages.append({"role": "user", "content": content})
         for placed in rest:
             self._mark(placed)
 
-    def _tool_result(self, placed: _Placed) -> Message:
-        given = _string(placed, "tool_use_id")
+    def _tool_result(self, placed: Placed) -> Message:
+        given = string_of(placed, "tool_use_id")
         content = placed.block.get("content")
-        parts = [] if content is None else list(_blocks(content, f"{placed.where}.content"))
-        text = "\n".join(map(_text, parts))
+        parts = [] if content is None else list(blocks_of(content, f"{placed.where}.content"))
+        text = "\n".join(map(text_of, parts))
         failed = placed.block.get("is_error")
         if not isinstance(failed, bool | None):
-            raise _error(f"{placed.where}.is_error", f"must be a boolean, got {echo(failed)}")
+            raise block_error(f"{placed.where}.is_error", f"must be a boolean, got {echo(failed)}")
         # OpenAI's form cannot say that a call failed other than in its text.
         if failed and "error" not in text[:40].lower():
             text = f"Error: {text}"
         message = {"role": "tool", "tool_call_id": given.removeprefix(ID_PREFIX), "content": text}
         return {**message, "name": self._names[given]} if given in self._names else message
 
-    def _assistant(self, blocks: list[_Placed]) -> None:
+    def _assistant(self, blocks: list[Placed]) -> None:
         texts, thoughts, calls = [], [], []
         for placed in blocks:
             match placed.block["type"]:
                 case "text":
-                    texts.append(_string(placed, "text"))
+                    texts.append(string_of(placed, "text"))
                 case "thinking":
-                    thoughts.append(_string(placed, "thinking"))
+                    thoughts.append(string_of(placed, "thinking"))
                 case "redacted_thinking":
                     continue  # nobody here can read it
                 case "tool_use":
                     calls.append(self._call(placed))
                 case _:
-                    raise _unknown(placed, _ASSISTANT_BLOCKS)
+                    raise unknown(placed, _ASSISTANT_BLOCKS)
         text = "".join(texts)
         message: Message = {"role": "assistant", "content": None if calls and not text else text}
         if calls:
@@ -204,16 +203,16 @@ class _Reader:
         for placed in blocks:
             self._mark(placed)
 
-    def _call(self, placed: _Placed) -> dict[str, Any]:
-        given, name = _string(placed, "id"), _string(placed, "name")
+    def _call(self, placed: Placed) -> dict[str, Any]:
+        given, name = string_of(placed, "id"), string_of(placed, "name")
         arguments = placed.block.get("input")
         if not isinstance(arguments, dict):
-            raise _error(f"{placed.where}.input", f"must be an object, got {echo(arguments)}")
+            raise block_error(f"{placed.where}.input", f"must be an object, got {echo(arguments)}")
         self._names[given] = name
         function = {"name": name, "arguments": msgspec.json.encode(arguments).decode()}
         return {"id": given.removeprefix(ID_PREFIX), "type": "function", "function": function}
 
-    def _mark(self, placed: _Placed, at: int | None = None) -> None:
+    def _mark(self, placed: Placed, at: int | None = None) -> None:
         """Tools are a part of what stands before all messages: a prefix that has them has the first one."""
         control = placed.block.get("cache_control")
         if control is None:
@@ -226,53 +225,13 @@ class _Reader:
             self._out.marks.append(CacheMark(num_messages, ttl))
 
 
-def _checked(message: Block, where: str) -> tuple[str, list[_Placed]]:
+def _checked(message: Block, where: str) -> tuple[str, list[Placed]]:
     role = message.get("role")
     if role not in _ROLES:
-        raise _error(f"{where}.role", f"must be one of {', '.join(_ROLES)}, got {echo(role)}")
+        raise block_error(f"{where}.role", f"must be one of {', '.join(_ROLES)}, got {echo(role)}")
     if message.get("content") is None:
-        raise _error(f"{where}.content", "is missing")
-    return role, list(_blocks(message["content"], f"{where}.content"))
-
-
-def _blocks(content: object, where: str) -> Iterator[_Placed]:
-    """A string is short for one block of text."""
-    if isinstance(content, str):
-        yield _Placed(where, {"type": "text", "text": content})
-        return
-    if not isinstance(content, list):
-        raise _error(where, f"must be a string or a list of blocks, got {echo(content)}")
-    for index, block in enumerate(content):
-        if not isinstance(block, dict) or not isinstance(block.get("type"), str):
-            raise _error(f"{where}.{index}", "must be an object with a type")
-        yield _Placed(f"{where}.{index}", block)
-
-
-def _text(placed: _Placed) -> str:
-    """The text of a block that a user, or a tool, shows to the model."""
-    match placed.block["type"]:
-        case "text":
-            return _string(placed, "text")
-        case "search_result":
-            parts = map(_text, _blocks(placed.block.get("content"), f"{placed.where}.content"))
-            return "\n".join((_string(placed, "title"), _string(placed, "source"), *parts))
-        case "tool_reference":
-            return _string(placed, "tool_name")
-        case "document":
-            return _document(placed)
-        case "image":
-            raise _error(placed.where, f"is an image block: {_TEXT_ONLY}")
-        case _:
-            raise _unknown(placed, _USER_BLOCKS)
-
-
-def _document(placed: _Placed) -> str:
-    source = placed.block.get("source")
-    if not isinstance(source, dict) or source.get("type") != "text":
-        raise _error(placed.where, f"is a document block that is not plain text: {_TEXT_ONLY}")
-    text = _string(_Placed(f"{placed.where}.source", source), "data")
-    head = [part for key in ("title", "context") if isinstance(part := placed.block.get(key), str)]
-    return "\n".join((*head, text))
+        raise block_error(f"{where}.content", "is missing")
+    return role, list(blocks_of(message["content"], f"{where}.content"))
 
 
 def _ttl(control: object, where: str) -> float:
@@ -283,20 +242,3 @@ def _ttl(control: object, where: str) -> float:
         message = f"{where} must have type 'ephemeral' and a ttl of {' or '.join(_TTL_SECONDS)}"
         raise InvalidParameterError(message, param="cache_control")
     return _TTL_SECONDS[ttl]
-
-
-def _string(placed: _Placed, name: str) -> str:
-    value = placed.block.get(name)
-    if not isinstance(value, str):
-        raise _error(f"{placed.where}.{name}", f"must be a string, got {echo(value)}")
-    return value
-
-
-def _unknown(placed: _Placed, known: str) -> InvalidParameterError:
-    return _error(
-        f"{placed.where}.type", f"{echo(placed.block['type'])} is not supported here; supported: {known}"
-    )
-
-
-def _error(where: str, what: str) -> InvalidParameterError:
-    return InvalidParameterError(f"{where} {what}", param=where.partition(".")[0])

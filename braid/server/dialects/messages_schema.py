@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from braid.core.constraint import Constraint
 from braid.core.errors import InvalidParameterError
 from braid.core.sampling import MAX_STOP, SamplingParams
-from braid.server.dialects.schemas import MAX_CACHE_SALT, MAX_STOP_CHARS, MAX_STOP_TOKEN_IDS, Items
-from braid.server.dialects.structured import schema_constraint
+from braid.server.dialects.fields import Items, refuse
+from braid.server.dialects.schemas import MAX_STOP_CHARS, MAX_STOP_TOKEN_IDS, UNSUPPORTED, check_common
+from braid.server.dialects.structured import StructuredFields, schema_constraint
 from braid.server.dialects.tools import parse_function
 from braid.server.guard.body import echo
 from braid.text.tools import Tool, ToolChoice
@@ -50,7 +51,7 @@ class OutputConfig(BaseModel):
     format: dict[str, Any] | None = None
 
 
-class CountRequest(BaseModel):
+class CountRequest(StructuredFields):
     """What a prompt is made of: the body of ``count_tokens``, and a part of that of ``messages``."""
 
     model_config = ConfigDict(strict=True)
@@ -65,6 +66,10 @@ class CountRequest(BaseModel):
     output_format: dict[str, Any] | None = None
     cache_control: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    def check(self, body: Mapping[str, Any]) -> None:
+        """Refuse what would change the output and cannot be had."""
+        refuse((*UNSUPPORTED, "chat_template"), body)
 
     def parsed_tools(self) -> tuple[tuple[Tool, ...], list[str]]:
         """The client's own tools, and where those stand that only Anthropic's servers have or know.
@@ -114,6 +119,13 @@ class CountRequest(BaseModel):
         Raises:
             InvalidParameterError: a format that is no JSON schema, or two formats.
         """
+        ours, other = self._format(), super().constraint()
+        if ours is not None and other is not None:
+            message = f"{ours.param} and {other.param} exclude each other"
+            raise InvalidParameterError(message, param=other.param)
+        return ours or other
+
+    def _format(self) -> Constraint | None:
         given = self.output_config.format if self.output_config is not None else None
         if given is not None and self.output_format is not None:
             message = "output_format and output_config.format exclude each other"
@@ -154,6 +166,23 @@ class MessagesRequest(CountRequest):
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     cache_salt: str | None = None
+    priority: int | None = None
+    # Read where the program of a request is told: these need no type here.
+    session_id: Any = None
+    parent_session_id: Any = None
+    session_final: Any = None
+    program_id: Any = None
+    job_id: Any = None
+    is_last_step: Any = None
+    this_func_call: Any = None
+    last_func_call: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    agent_hint: Any = None
+    agent_hints: Any = None
+    nvext: Any = None
+    vllm_xargs: Any = None
     # Accepted without effect on the output.
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
@@ -188,8 +217,7 @@ class MessagesRequest(CountRequest):
         _require(-1 <= top_k < 2**31, "top_k", "must be a 32-bit integer >= -1", top_k)
         least = self.min_tokens or 0
         _require(least <= self.max_tokens, "min_tokens", "must be at most max_tokens", least)
-        valid = f"may have at most {MAX_CACHE_SALT} characters"
-        _require(len(self.cache_salt or "") <= MAX_CACHE_SALT, "cache_salt", valid)
+        check_common(self.priority, self.cache_salt)
 
 
 def _require(ok: bool, param: str, valid: str, value: object = None) -> None:
