@@ -21,16 +21,19 @@ class PromptAnswer:
     scores: list[TokenLogprobs] = field(default_factory=list)
     vector: list[float] = field(default_factory=list)
 
-    def score(self, start: int, end: int) -> ScoreSpec | None:
-        """What to weigh after tokens ``[start, end)``: the prompt tokens ``[start + 1, end + 1)``."""
-        num_top = self.request.params.prompt_logprobs
-        token_ids = self.request.prompt_token_ids[start + 1 : end + 1]
-        return None if num_top is None or not token_ids else ScoreSpec(token_ids, num_top)
-
-    def pooling(self, end: int) -> str | None:
-        """What to make of the hidden states of a chunk that ends before token ``end``."""
-        pooling = self.request.pooling
-        return None if pooling == "last" and end < self.request.num_prompt_tokens else pooling
+    def ask(self, work: Work) -> Work:
+        """``work`` with what it is to bring for the answer, and without a sample where no token is wanted."""
+        request = self.request
+        end = work.start + len(work.token_ids)
+        num_top = request.params.prompt_logprobs
+        following = request.prompt_token_ids[work.start + 1 : end + 1]
+        score = None if num_top is None or not following else ScoreSpec(following, num_top)
+        partial = request.pooling == "last" and end < request.num_prompt_tokens
+        return work._replace(
+            sample=work.sample if request.wants_tokens else None,
+            score=score,
+            pooling=None if partial else request.pooling,
+        )
 
     def take(self, work: Work, result: StepResult) -> None:
         """Add what came of a chunk."""

@@ -368,11 +368,9 @@ class Scheduler:
         block_size = self.config.block_size
         for index in range(-(-start // block_size), -(-end // block_size)):
             self._pool.fill(request.block_ids[index])
-        sample = entry.sample_spec() if end == len(request.token_ids) and request.wants_tokens else None
+        sample = entry.sample_spec() if end == len(request.token_ids) else None
         work = Work(request.request_id, request.token_ids[start:end], start, request.block_ids, sample)
-        if entry.answer is None:
-            return work
-        return work._replace(score=entry.answer.score(start, end), pooling=entry.answer.pooling(end))
+        return work if entry.answer is None else entry.answer.ask(work)
 
     # -- taking results in ---------------------------------------------------------------------------------
 
@@ -408,19 +406,12 @@ class Scheduler:
         if reason is not None:
             self._end(entry, reason, now, stop_reason=stop_reason)
         logprobs = None if token.logprobs is None else (token.logprobs,)
-        prompt_logprobs = None
+        cached = request.num_cached_tokens
+        delta = Delta(request.request_id, (token.token_id,), logprobs, cached, reason, stop_reason)
         if entry.answer is not None:
-            prompt_logprobs, entry.answer = entry.answer.logprobs(), None
-        return Delta(
-            request.request_id,
-            (token.token_id,),
-            logprobs,
-            request.num_cached_tokens,
-            reason,
-            stop_reason,
-            times=None if reason is None else request.times(),
-            prompt_logprobs=prompt_logprobs,
-        )
+            delta = delta._replace(prompt_logprobs=entry.answer.logprobs())
+            entry.answer = None
+        return delta if reason is None else delta._replace(times=request.times())
 
     def _conclude(self, entry: Entry, now: float) -> Delta:
         """End a request that wanted something of its prompt only."""
