@@ -123,3 +123,15 @@ def test_gemma3_inside_a_model_that_sees_images(
     model = build_model(config, dtype=torch.float32, device="cpu")
     load_weights(model, [*inner, (eye, torch.zeros(1))])
     assert torch.equal(model.embedding.weight, checkpoint.tensors["model.embed_tokens.weight"])
+
+
+def test_a_decoder_saved_without_its_head_and_prefix(tiny: Callable[[str], Any]) -> None:
+    whole = tiny("llama")
+    bare = [(name.removeprefix("model."), tensor) for name, tensor in whole.tensors.items()]
+    assert not any(name.startswith("model.") for name, _ in bare)
+    for a, b in zip(
+        load(whole, bare).parameters(), load(whole, list(whole.tensors.items())).parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+    with pytest.raises(CheckpointError, match="occurs twice"):
+        load(whole, [*bare, ("model.norm.weight", whole.tensors["model.norm.weight"])])
