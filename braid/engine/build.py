@@ -93,7 +93,7 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, eos_token_ids: froz
         tokens=[tokenizer.token_bytes(id) for id in range(vocab_size)],
         special=frozenset(id for id in tokenizer.special_token_ids if id < vocab_size),
         end=frozenset(id for id in eos_token_ids if id < vocab_size),
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
+        encode=lambda text: tokenizer.encode(text, add_special_tokens=False, parse_special=False),
     )
 
 

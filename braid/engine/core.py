@@ -159,7 +159,8 @@ class EngineCore:
         """Keep a request back until its grammar is ready; ``_enter`` goes on with it."""
         if self._grammars is None:
             raise InvalidParameterError(
-                "this engine enforces no constraints; it was built without a tokenizer", param=constraint.param
+                "this engine enforces no constraints; it was built without a tokenizer",
+                param=constraint.param,
             )
         grammar = self._grammars.compile(constraint)
         self._compiling[wanted.request_id] = grammar

@@ -155,7 +155,7 @@ class Grammars:
             InvalidParameterError: llguidance is not installed.
             OverloadedError: too many constraints wait to be compiled.
         """
-        guidance.require()
+        guidance.require(constraint.param)
         future: Future[Grammar] = Future()
         key = _key(constraint)
         with self._lock:

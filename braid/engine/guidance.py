@@ -43,7 +43,7 @@ class Vocabulary(NamedTuple):
     """What a grammar has to know of a tokenizer.
 
     ``tokens`` are the bytes of every id (empty where an id stands for nothing), ``special`` and ``end`` are ids;
-    ``encode`` turns text into ids and adds nothing.
+    ``encode`` turns plain text into ids; special tokens spelled out are plain text, too.
     """
 
     tokens: Sequence[bytes]
@@ -63,12 +63,34 @@ class _Source:
         self.special_token_ids = sorted(vocabulary.special | vocabulary.end)
         self.eos_token_id = min(vocabulary.end)
         self._encode = vocabulary.encode
+        special = set(self.special_token_ids)
+        plain = ((token, id) for id, token in enumerate(self.tokens) if token and id not in special)
+        self._ids = dict(plain)
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: str) -> list[int]:
-        return self._encode(text)
+        """Ids that spell exactly this text. Where a grammar leaves no choice, llguidance allows these ids alone.
+
+        Tokenizers that put a blank before every text, or change it otherwise, are not used for it.
+        """
+        ids, data = self._encode(text), text.encode()
+        spelled = b"".join([self.tokens[id] for id in ids if id < len(self.tokens)])
+        return ids if spelled == data else self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """The longest token that fits, again and again."""
+        ids: list[int] = []
+        while data:
+            sizes = range(min(len(data), self._longest), 0, -1)
+            size = next((size for size in sizes if data[:size] in self._ids), 0)
+            if size == 0:
+                return []
+            ids.append(self._ids[data[:size]])
+            data = data[size:]
+        return ids
 
 
-def require() -> None:
+def require(param: str) -> None:
     """Check that constraints can be had at all.
 
     Raises:
@@ -79,7 +101,8 @@ def require() -> None:
     except ImportError as error:
         raise InvalidParameterError(
             "structured output needs the package llguidance, which is not installed on this server; "
-            "pip install 'llguidance>=1.9,<2'"
+            "pip install 'llguidance>=1.9,<2'",
+            param=param,
         ) from error
 
 

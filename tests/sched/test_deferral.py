@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from braid.core.constraint import Constraint, ConstraintKind
@@ -62,7 +62,7 @@ def test_a_deferred_request_can_be_aborted(crank) -> None:
     assert crank.scheduler.stats().num_free_blocks == 16
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 13), min_size=1, max_size=4),
     late=st.lists(st.sets(st.integers(0, 3)), max_size=30),
