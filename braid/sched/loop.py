@@ -121,8 +121,8 @@ class Loop:
         self._drain_inbox()
         self._plan()
         until = self._scheduler.next_deadline()
-        if not self._in_flight and until is None:
-            self._rest()
+        if not self._in_flight:
+            self._rest(until)
         results = self._executor.wait(until)
         now = self._executor.now()
         for result in results:
@@ -143,10 +143,10 @@ class Loop:
                 self._in_flight.add(lane)
                 self._executor.submit(plan)
 
-    def _rest(self) -> None:
-        """Nothing runs and nothing is timed: all is done, or this is a stall (unless a command came)."""
+    def _rest(self, until: float | None) -> None:
+        """Nothing runs: all is done, or a time is waited for, or this is a stall (unless a command came)."""
         if self._scheduler.has_unfinished:
-            if not self._inbox:
+            if until is None and not self._inbox:
                 raise StallError(
                     f"unfinished requests, but no step can be planned:\n{self._scheduler.dump()}"
                 )
