@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from braid.core.errors import InvalidParameterError
 from braid.server.dialects.messages_input import (
@@ -237,3 +239,61 @@ def test_what_is_wrong_is_named(message: dict[str, Any], said: str) -> None:
         read(message)
     assert str(error.value).startswith(said)
     assert error.value.param == "messages"
+
+
+_NAMES = st.sampled_from(
+    [
+        "type",
+        "text",
+        "content",
+        "role",
+        "id",
+        "name",
+        "input",
+        "tool_use_id",
+        "cache_control",
+        "ttl",
+        "is_error",
+        "source",
+        "data",
+        "title",
+        "thinking",
+    ]
+)
+_WORDS = st.sampled_from(
+    [
+        "text",
+        "tool_use",
+        "tool_result",
+        "thinking",
+        "image",
+        "document",
+        "search_result",
+        "ephemeral",
+        "5m",
+        "x",
+        LINE,
+    ]
+)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | _WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=5),
+    max_leaves=12,
+)
+_TURNS = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "x"]), "content": _VALUES}
+)
+
+
+@given(
+    messages=st.lists(_TURNS, max_size=3),
+    system=st.none() | st.lists(st.dictionaries(_NAMES, _VALUES), max_size=2),
+)
+def test_whatever_is_sent_is_read_or_refused(messages: list[dict[str, Any]], system: Any) -> None:
+    try:
+        talk = read(*messages, system=system)
+    except InvalidParameterError:
+        return
+    assert all(isinstance(message["content"], str | None) for message in talk.messages)
+    assert list(talk.breakpoints) == sorted(set(talk.breakpoints))
+    assert all(0 < number <= len(talk.messages) for number in talk.breakpoints)
