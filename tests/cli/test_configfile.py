@@ -87,3 +87,17 @@ def test_what_is_wrong_is_named(run: Any, tmp_path: Path, text: str, message: st
 def test_a_missing_file(run: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidParameterError, match="cannot read the config file"):
         run("--config", str(tmp_path / "none.yaml"))
+
+
+def test_api_keys_from_flags_and_the_environment(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert run("m", "--api-key", "one", "--api-key", "two")["server"].api_key == ("one", "two")
+    monkeypatch.setenv("BRAID_API_KEY", "three")
+    monkeypatch.setenv("BRAID_API_KEY_FILE", str(tmp_path / "keys"))
+    monkeypatch.setenv("BRAID_ALLOW_OPEN", "true")
+    options = run("m")["server"]
+    assert options.api_key == ("three",)
+    assert options.api_key_file == tmp_path / "keys"
+    assert options.allow_open
+    assert run("m", "--api-key", "one")["server"].api_key == ("one",)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from braid.cli.options import EngineOptions, SamplingOptions
+from braid.cli.options import EngineOptions, SamplingOptions, ServerOptions
+from braid.cli.serve import _server_config
 from braid.core.config import EngineConfig
 from braid.core.errors import InvalidParameterError
 from braid.core.sampling import SamplingParams
+from braid.server.config import ServerConfig
 
 
 def test_engine_options_are_the_config_with_the_same_defaults() -> None:
@@ -31,3 +35,34 @@ def test_sampling_options_become_sampling_params() -> None:
     assert SamplingOptions(max_tokens=3, top_k=5).params() == SamplingParams(
         max_tokens=3, top_k=5, temperature=0.0
     )
+
+
+class TestGuards:
+    """What flags make of the server's configuration."""
+
+    def made(self, **options: Any) -> ServerConfig:
+        return _server_config(ServerOptions(**options))
+
+    def test_keys(self, tmp_path: Path) -> None:
+        path = tmp_path / "keys"
+        path.write_text("ann:secret\n")
+        path.chmod(0o600)
+        config = self.made(api_key=("one", "two"), api_key_file=path)
+        assert [key.name for key in config.api_keys] == ["key-1", "key-2", "ann"]
+
+    def test_the_rest(self) -> None:
+        config = self.made(
+            allowed_hosts=("a.example",),
+            share_prefix_cache=True,
+            max_queued=9,
+            max_ttl=60.0,
+            shutdown_timeout=1.0,
+        )
+        assert config.allowed_hosts == ("a.example",)
+        assert config.share_prefix_cache
+        assert (config.max_queued, config.max_ttl, config.drain_timeout) == (9, 60.0, 1.0)
+
+    def test_nothing_is_open_by_default(self) -> None:
+        config = self.made()
+        assert (config.api_keys, config.allowed_hosts, config.share_prefix_cache) == ((), (), False)
+        assert not ServerOptions().allow_open
