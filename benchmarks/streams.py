@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from braid import LLM, SamplingParams
+from braid.core.constraint import Constraint
 from braid.core.errors import BraidError
 from braid.core.request import Delta
 from braid.engine.protocol import GenerateRequest
@@ -23,12 +24,13 @@ def run_streams(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     on_token: Callable[[Times], None] | None = None,
+    constraint: Constraint | None = None,
 ) -> Times:
-    """Generate greedily for all prompts at once; end-of-sequence is ignored.
+    """Generate greedily for all prompts at once, under ``constraint`` if there is one; end-of-sequence is ignored.
 
     ``on_token`` looks at the times so far, on the loop's thread, between two steps.
     """
-    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, constraint=constraint)
     core = llm._core  # a benchmark may look inside: text and queues on the way out are not what is measured
     streams: dict[str, list[float]] = {f"bench-{next(_numbers)}": [] for _ in prompts}
     times = list(streams.values())

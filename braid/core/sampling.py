@@ -55,7 +55,8 @@ class SamplingParams:
         logprobs: log-probability of each chosen token and of this many alternatives; None for none.
         prompt_logprobs: the same for each prompt token but the first.
         skip_special_tokens: leave special tokens out of the text.
-        constraint: the grammar that the output follows.
+        constraint: the grammar that the output follows, over everything else: where it is complete, the output ends
+            despite ``min_tokens`` and ``ignore_eos``. Those lengthen what the grammar leaves open.
 
     Raises:
         InvalidParameterError: naming the field, the value and the valid range.

@@ -26,6 +26,9 @@ from braid.core.errors import BraidError
 from braid.engine.guidance import GrammarError, Vocabulary, compile_constraint, make_tokenizer, refusal
 
 SECONDS = 2.0
+"""Until a constraint is given up, however busy the machine."""
+CPU_SECONDS = 1.0
+"""Processor time for one constraint; the engine needs as much again, so that both fit into two seconds."""
 START_SECONDS = 30.0
 """A new process imports llguidance; on a loaded machine that takes a while."""
 MEMORY = 1 << 30
@@ -72,7 +75,7 @@ class Rehearsal:
         answer = self._ask({"kind": constraint.kind.value, "source": constraint.source}, self._seconds)
         if answer is None:
             self._kill()
-            raise refusal(constraint, f"it takes too long, too much memory or too deep rules ({SECONDS:g} s)")
+            raise refusal(constraint, "it takes too much time, memory or nesting to compile")
         reason = answer["reason"]
         if reason is not None:
             raise refusal(constraint, reason)
@@ -159,7 +162,7 @@ def _serve() -> None:
     for line in sys.stdin:
         wanted = json.loads(line)
         constraint = Constraint(kind=ConstraintKind(wanted["kind"]), source=wanted["source"])
-        _budget(SECONDS)
+        _budget(CPU_SECONDS)
         try:
             compile_constraint(tokenizer, constraint)
         except GrammarError as error:
