@@ -20,7 +20,7 @@ def marked_messages(wanted: TurnRequest) -> tuple[int, ...]:
     What the dialect found counts; without that, marks that still stand in the messages.
     """
     marks = wanted.breakpoints or tuple(
-        number for number, message in enumerate(wanted.messages, 1) if any(entry_marks(message))
+        number for number, message in enumerate(wanted.messages, 1) if entry_marks(message)
     )
     inside = sorted({number for number in marks if 0 < number <= len(wanted.messages)})
     return tuple(inside[-MAX_BOUNDARIES:])

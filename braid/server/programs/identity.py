@@ -27,6 +27,9 @@ class Row(NamedTuple):
     header: str | None
     body: str | None
 
+    key: str | bytes
+    """What must be there for the row to say anything: the header, or the first part of the path."""
+
     @property
     def label(self) -> str:
         return self.header or self.body or ""
@@ -35,18 +38,17 @@ class Row(NamedTuple):
 def load_rows() -> tuple[Row, ...]:
     """The rows of the data file, in the order in which they win."""
     source = resources.files(__package__).joinpath("identities.toml").read_text()
-    rows = tuple(
-        Row(entry["rank"], entry["client"], entry["role"], _lower(entry.get("header")), entry.get("body"))
-        for entry in tomllib.loads(source)["rows"]
-    )
+    rows = tuple(map(_row, tomllib.loads(source)["rows"]))
     for row in rows:
         if row.role not in ROLES or (row.header is None) == (row.body is None):
             raise ValueError(f"identities.toml: a row needs one place and one of {sorted(ROLES)}, got {row}")
     return tuple(sorted(rows, key=lambda row: row.rank))
 
 
-def _lower(name: str | None) -> str | None:
-    return None if name is None else name.lower()
+def _row(entry: Mapping[str, Any]) -> Row:
+    header, body = str(entry.get("header", "")).lower(), str(entry.get("body", ""))
+    key = header.encode() or body.partition(".")[0]
+    return Row(entry["rank"], entry["client"], entry["role"], header or None, body or None, key)
 
 
 ROWS = load_rows()
@@ -82,6 +84,8 @@ def resolve(headers: Headers, body: Mapping[str, Any], owner: str) -> Identity:
     outcomes: list[Outcome] = []
     final = False
     for row in ROWS:
+        if row.key not in (body if row.header is None else sent):
+            continue
         value = _value(row, sent, body)
         if value is None:
             continue

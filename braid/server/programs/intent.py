@@ -37,6 +37,11 @@ class Field(NamedTuple):
     read: Callable[[object, str], Any]
     level: int = DIALECT
 
+    @property
+    def key(self) -> str:
+        """The field of the body that must be there."""
+        return self.path.partition(".")[0]
+
 
 def _anything(value: object, path: str) -> object:
     return value
@@ -95,6 +100,11 @@ CLOSED = {
 """Objects whose other keys are reported as ignored."""
 
 
+_KEYED = tuple((field.key, field) for field in FIELDS)
+_KEYS = frozenset((*(key for key, _ in _KEYED), *(path.partition(".")[0] for path in (*CONTROLS, *CLOSED))))
+"""Fields of a body that may hold a wish; others are in the blocks of the conversation."""
+
+
 class Wish(NamedTuple):
     path: str
     sets: str
@@ -122,10 +132,13 @@ def read_wishes(body: Mapping[str, Any], *, max_ttl: float, acted_on: frozenset[
     Raises:
         InvalidParameterError: a known field has a wrong type, or a time that is none.
     """
+    marks = _marks(body)
+    if not marks and _KEYS.isdisjoint(body):
+        return Wishes()
     wishes: list[Wish] = []
     ignored: list[str] = []
-    for entry in FIELDS:
-        value = dig(body, entry.path)
+    for key, entry in _KEYED:
+        value = dig(body, entry.path) if key in body else None
         if value is None:
             continue
         read = entry.read(value, entry.path)
@@ -133,7 +146,7 @@ def read_wishes(body: Mapping[str, Any], *, max_ttl: float, acted_on: frozenset[
             ignored.append(entry.path)
         else:
             wishes.append(Wish(entry.path, entry.sets, read, entry.level))
-    controls = list(_controls(body))
+    controls = [*_controls(body), *marks]
     wishes.extend(controls)
     verbs, unknown = _verbs(body)
     ignored.extend(unknown)
@@ -164,11 +177,14 @@ def _controls(body: Mapping[str, Any]) -> Iterator[Wish]:
         control = dig(body, path)
         if control is not None:
             yield Wish(path, "min_s", control_ttl(control, path))
+
+
+def _marks(body: Mapping[str, Any]) -> list[Wish]:
+    """The longest lifetime that any block asks for, by spelling."""
     longest: dict[str, float] = {}
     for key, control in marked_blocks(body):
         longest[key] = max(longest.get(key, 0.0), control_ttl(control, key))
-    for key, seconds in longest.items():
-        yield Wish(key if key not in CONTROLS else f"blocks.{key}", "min_s", seconds)
+    return [Wish(f"blocks.{key}", "min_s", seconds) for key, seconds in longest.items()]
 
 
 def control_ttl(control: object, path: str) -> float:
@@ -182,23 +198,32 @@ def control_ttl(control: object, path: str) -> float:
     return DEFAULT_TTL if given is None else ttl(given, f"{path}.ttl")
 
 
-def marked_blocks(body: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+def marked_blocks(body: Mapping[str, Any]) -> list[tuple[str, object]]:
     """Every mark on a block of the conversation, its system text or its tools."""
+    found: list[tuple[str, object]] = []
     for name in ("system", "tools", "messages", "input"):
         entries = body.get(name)
         for entry in entries if isinstance(entries, list) else ():
-            yield from entry_marks(entry)
+            found += entry_marks(entry)
+    return found
 
 
-def entry_marks(entry: object) -> Iterator[tuple[str, object]]:
-    """The marks on a message (or block, or tool) and on the blocks of its content."""
-    if not isinstance(entry, Mapping):
-        return
-    yield from ((key, entry[key]) for key in _BLOCK_KEYS if entry.get(key) is not None)
-    blocks = entry.get("content")
-    for block in blocks if isinstance(blocks, list) else ():
-        if isinstance(block, Mapping):
-            yield from ((key, block[key]) for key in _BLOCK_KEYS if block.get(key) is not None)
+def entry_marks(entry: object) -> list[tuple[str, object]]:
+    """The marks on a message (or block, or tool) and on the blocks of its content.
+
+    Plain loops over dictionaries: a conversation has thousands of blocks, and nearly none is marked.
+    """
+    if not isinstance(entry, dict):
+        return []
+    content = entry.get("content")
+    found = []
+    for block in (entry, *content) if isinstance(content, list) else (entry,):
+        if isinstance(block, dict):
+            for key in _BLOCK_KEYS:
+                value = block.get(key)
+                if value is not None:
+                    found.append((key, value))
+    return found
 
 
 def _verbs(body: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str]]:
