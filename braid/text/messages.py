@@ -6,6 +6,7 @@ for (content as text, arguments as objects) comes out, except where the template
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ _JOINS_ARGUMENTS = re.compile(
 _TAKES_OBJECTS = re.compile(
     r"arguments['\"\]]*\s*(?:\|\s*(?:tojson|items)|\.items|is\s+(?:not\s+)?(?:string|mapping))"
 )
+_WANTS_SHORT_IDS = re.compile(r"\bid\s*\|\s*length\s*[!=]=\s*9\b")
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _TEXT_KEYS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -37,6 +40,7 @@ class TemplateWishes(NamedTuple):
         null_content: it tells null content from empty content.
         argument_text: it wants tool arguments as JSON text.
         developer: it knows the developer role.
+        short_ids: it takes call ids of nine letters and digits only, as Mistral's do.
     """
 
     parts: bool
@@ -44,6 +48,7 @@ class TemplateWishes(NamedTuple):
     null_content: bool
     argument_text: bool
     developer: bool
+    short_ids: bool = False
 
 
 def wishes(source: str) -> TemplateWishes:
@@ -55,6 +60,7 @@ def wishes(source: str) -> TemplateWishes:
         null_content=_TESTS_NONE.search(source) is not None,
         argument_text=bool(_JOINS_ARGUMENTS.search(source)) and not _TAKES_OBJECTS.search(source),
         developer="developer" in source,
+        short_ids=_WANTS_SHORT_IDS.search(source) is not None,
     )
 
 
@@ -101,6 +107,8 @@ def _message(message: Mapping[str, Any], where: str, wished: TemplateWishes) -> 
     else:
         # Many templates ask only whether the field is there.
         result.pop("tool_calls", None)
+    if wished.short_ids and "tool_call_id" in message:
+        result["tool_call_id"] = _short_id(message["tool_call_id"])
     reasoning = next((message[key] for key in _REASONING if message.get(key) is not None), None)
     if reasoning is not None:
         result = {"thinking": reasoning, **result, "reasoning_content": reasoning}
@@ -141,8 +149,18 @@ def _tool_calls(calls: Any, where: str, wished: TemplateWishes) -> list[dict[str
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise _error(f"{where}[{index}].function", "must be an object with a name")
         arguments = _arguments(function.get("arguments", ""), wished)
-        result.append({**call, "function": {**function, "arguments": arguments}})
+        told = {**call, "function": {**function, "arguments": arguments}}
+        if wished.short_ids:
+            told["id"] = _short_id(call.get("id"))
+        result.append(told)
     return result
+
+
+def _short_id(id: Any) -> str:
+    """A call's id in nine letters and digits; equal ids stay equal, so that results find their calls."""
+    if isinstance(id, str) and _SHORT_ID.fullmatch(id):
+        return id
+    return hashlib.sha256(str(id).encode("utf-8", "replace")).hexdigest()[:9]
 
 
 def _arguments(arguments: Any, wished: TemplateWishes) -> Any:

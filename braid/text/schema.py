@@ -11,11 +11,36 @@ _DEFINITIONS = ("$defs", "definitions")
 # Words of JSON schema that the grammar does not know are left out of it rather than refused.
 _LENIENT = {"x-guidance": {"lenient": True}}
 _MAX_HOPS = 16
+_MAX_REPEAT = 4096
 
 
 def tool_schema(tool: Tool) -> dict[str, Any]:
     """The schema of a tool's arguments object."""
     return {"type": "object", **(tool.parameters or {}), **_LENIENT}
+
+
+def call_schema(tool: Tool, name: str, arguments: str) -> dict[str, Any]:
+    """The schema of an object that holds a tool's name and its arguments under these keys."""
+    inside = _moved(tool_schema(tool), f"#/properties/{arguments}")
+    properties = {name: {"const": tool.name}, arguments: inside}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name, arguments],
+        "additionalProperties": False,
+    }
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """A schema whose references find their definitions below ``root``."""
+    if isinstance(schema, Mapping):
+        return {
+            key: root + value[1:]
+            if key == "$ref" and isinstance(value, str) and value.startswith("#")
+            else _moved(value, root)
+            for key, value in schema.items()
+        }
+    return [_moved(item, root) for item in schema] if isinstance(schema, list) else schema
 
 
 def property_schemas(tool: Tool) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
@@ -61,6 +86,13 @@ def typed(tool: Tool) -> dict[str, Any]:
         resolved = {name: resolve(schema, parameters) for name, schema in properties.items()}
         described["function"]["parameters"] = {**parameters, "properties": resolved}
     return described
+
+
+def text_bounds(schema: Mapping[str, Any]) -> tuple[int, int | None]:
+    """Least and most characters of a text; bounds that would make too large a grammar are left out."""
+    least, most = schema.get("minLength", 0), schema.get("maxLength")
+    least = least if type(least) is int and 0 <= least <= _MAX_REPEAT else 0
+    return least, most if type(most) is int and least <= most <= _MAX_REPEAT else None
 
 
 def is_text(schema: Mapping[str, Any]) -> bool:

@@ -44,6 +44,11 @@ class StopMatcher:
         self._states = [0] * len(stops)
 
     @property
+    def is_empty(self) -> bool:
+        """There is nothing to look for."""
+        return not self._stops
+
+    @property
     def pending(self) -> int:
         """Characters at the end of the text that may be the beginning of a stop string."""
         return max(self._states, default=0)
@@ -153,8 +158,8 @@ class TextStream:
 
     def _feed(self, text: str) -> str:
         """The text that is decided, given the text of one more token."""
-        if not text:
-            return ""
+        if not text or self._matcher.is_empty:
+            return text
         match = self._matcher.find(text, self._tokens >= self._min_tokens)
         text, begin = self._held + text, len(self._held)
         if match is not None:

@@ -74,7 +74,8 @@ def text_of(content: Any) -> str:
 
 
 def _tell(messages: list[Message], told: str, source: str) -> list[Message]:
-    takes_system = "system" in source and "not supported" not in source
+    refuses = "not supported" in source or ("alternate" in source and "system" not in source)
+    takes_system = not refuses
     role = "system" if takes_system else "user"
     if messages and messages[0]["role"] == role:
         first = dict(messages[0])

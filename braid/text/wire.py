@@ -1,8 +1,9 @@
 """How a format's calls are written, as grammars in llguidance's dialect of Lark.
 
 A wire is data: ``begin``, ``call``, ``between`` and ``end`` hold pieces. A piece is text (``{name}`` stands for the
-tool's name) or one of ``{"arguments": true}`` (JSON by the tool's schema), ``{"parameters": [before, between, after]}``
-(one tag per argument) and ``{"text": after}`` (any text up to ``after``). ``think`` are the markers around thinking,
+tool's name) or one of ``{"arguments": true}`` (JSON by the tool's schema), ``{"object": [name, arguments]}`` (an object
+with these keys), ``{"parameters": [before, between, after]}`` (one tag per argument) and ``{"text": after}`` (a shell
+command up to ``after``). ``think`` are the markers around thinking,
 ``answer`` comes before content, ``bare`` says that nothing but its JSON shows a call.
 """
 
@@ -16,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from braid.core.constraint import Constraint, ConstraintKind
 from braid.core.errors import InvalidParameterError
-from braid.text.schema import is_text, property_schemas, tool_schema
+from braid.text.schema import call_schema, is_text, property_schemas, text_bounds, tool_schema
+from braid.text.shell import shell_tool
 from braid.text.tools import Tool, ToolChoice
 
 Thinking = Literal["no", "maybe", "open"]
@@ -54,6 +56,7 @@ class Wire:
 def example_of(wire: Wire) -> str:
     """How a call looks, for a model that has to be told."""
     shown = {"arguments": '{"PARAMETER": VALUE}', "text": "COMMAND", "parameters": "PARAMETERS"}
+    shown["object"] = '{"name": NAME, "parameters": {"PARAMETER": VALUE}}'
     pieces = [piece if isinstance(piece, str) else shown[next(iter(piece))] for piece in wire.call]
     return f"{wire.begin}{''.join(pieces)}{wire.end}".replace("{name}", "NAME")
 
@@ -173,15 +176,22 @@ def _piece(lark: _Lark, piece: Piece, tool: Tool) -> str:
         return lark.literal(piece.replace('"{name}"', quoted).replace("{name}", tool.name))
     if "arguments" in piece:
         return lark.json(tool_schema(tool))
+    if "object" in piece:
+        return lark.json(call_schema(tool, *piece["object"]))
     if "text" in piece:
-        return lark.until(piece["text"])
+        return _command(lark, tool, piece["text"])
     before, between, after = piece["parameters"]
     parts = []
     for name, schema, required in property_schemas(tool):
-        value = _value(lark, schema, after)
-        part = f"{lark.literal(before + name + between)} {value}"
+        part = f"{lark.literal(before + name + between)} {_value(lark, schema, after)}"
         parts.append(part if required else f"({part})?")
     return lark.rule(" ".join(parts) or '""')
+
+
+def _command(lark: _Lark, tool: Tool, after: str) -> str:
+    shell = shell_tool([tool])
+    schemas = {name: schema for name, schema, _ in property_schemas(tool)}
+    return lark.until(after, *text_bounds(schemas.get(shell.argument, {}) if shell else {}))
 
 
 def _value(lark: _Lark, schema: Mapping[str, Any], after: str) -> str:
@@ -189,7 +199,9 @@ def _value(lark: _Lark, schema: Mapping[str, Any], after: str) -> str:
     if choices and all(isinstance(value, str) for value in choices):
         return f"({' | '.join(lark.literal(value) for value in choices)}) {lark.literal(after)}"
     if is_text(schema):
-        return lark.until(after)
+        closing = after.rstrip("\n")
+        value = lark.until(closing, *text_bounds(schema), only=True)
+        return f"{value} {lark.literal(after[len(closing) :])}"
     return f"{lark.json(schema)} {lark.literal(after)}"
 
 
@@ -224,13 +236,23 @@ class _Lark:
     def blank(self) -> str:
         return r"/\n{0,2}/"
 
-    def until(self, end: str) -> str:
-        """Any text up to the first ``end``, and ``end``."""
-        if self._special.match(end):
-            return f"{_ANY} {self.literal(end)}"
-        if self._special.search(end):
-            raise AssertionError("an end marker is one token or plain text")
-        return self.rule(f"/(.|\\n)*{_slashed(re.escape(end))}/", "[lazy]")
+    def until(self, end: str, least: int = 0, most: int | None = None, *, only: bool = False) -> str:
+        """Any text up to the first ``end``, and ``end``.
+
+        ``only`` is for an ``end`` of a tag after line breaks: the tag comes nowhere else either.
+        """
+        text = (
+            r"(.|\n)*" if most is None and not least else rf"(.|\n){{{least},{'' if most is None else most}}}"
+        )
+        tag = end.lstrip("\n")
+        if self._special.match(tag):
+            return f"/{text}/ {self.literal(tag)}"
+        pattern = f"/{text}{_slashed(re.escape(end))}/"
+        if only and tag != end:
+            elsewhere = rf"/((?s:.*)[^\n])?{_slashed(re.escape(tag))}(?s:.+)/"
+            self._lines.append(f"T{len(self._lines)}: {pattern} & ~{elsewhere}")
+            pattern = f"T{len(self._lines) - 1}"
+        return self.rule(pattern, "[lazy]")
 
     def trigger(self, text: str) -> str:
         """The first part of a call that shows what it is: a special token, else the first line."""
