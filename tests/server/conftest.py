@@ -57,6 +57,7 @@ class FakeEngine:
     error: BraidError | Exception | None = None
     delta_error: str | None = None
     ready: bool = True
+    loading: bool = False
     cached: int = 3
     go: asyncio.Event = field(default_factory=asyncio.Event)
     seen: list[GenerateRequest] = field(default_factory=list)
@@ -75,6 +76,8 @@ class FakeEngine:
 
     @property
     def info(self) -> EngineInfo | None:
+        if self.loading:
+            return None
         return EngineInfo(
             model="tiny-llama",
             architecture="LlamaForCausalLM",

@@ -26,6 +26,17 @@ async def test_tokenize_messages_counts_like_chat(client: httpx.AsyncClient) -> 
     assert chat.json()["usage"]["prompt_tokens"] == counted
 
 
+async def test_tokenize_counts_tools(client: httpx.AsyncClient) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}, {"type": "custom", "name": "c"}, {"type": "x"}]
+    fields = {"messages": MESSAGES, "tools": tools}
+    counted = (await client.post("/tokenize", json=fields)).json()["count"]
+    assert counted > (await client.post("/tokenize", json={"messages": MESSAGES})).json()["count"]
+    chat = await client.post("/v1/chat/completions", json=fields)
+    assert chat.json()["usage"]["prompt_tokens"] == counted
+    bad = await client.post("/tokenize", json={**fields, "tools": [{"type": "function"}]})
+    assert bad.json()["error"]["param"] == "tools"
+
+
 @pytest.mark.parametrize(
     "fields", [{}, {"prompt": "x", "messages": MESSAGES}, {"prompt": 5}, {"prompt": ["x"]}, {"messages": []}]
 )
@@ -54,7 +65,25 @@ async def test_ready_follows_the_engine(client: httpx.AsyncClient, engine: Any) 
     assert answer.status_code == 503
     assert "engine" in answer.json()["error"]["message"]
     assert "retry-after" in answer.headers
+    dead = await client.get("/health")
+    assert (dead.status_code, dead.json()["error"]["code"]) == (503, "engine_down")
+
+
+async def test_a_loading_engine_is_alive_and_not_ready(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.ready, engine.loading = False, True
     assert (await client.get("/health")).status_code == 200
+    assert (await client.get("/ready")).status_code == 503
+    for path, body in (
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/embeddings", {"input": "x"}),
+        ("/tokenize", {"prompt": "x"}),
+    ):
+        answer = await client.post(path, json=body)
+        assert answer.status_code == 503, path
+        assert "retry-after" in answer.headers
+    assert (await client.get("/v1/models")).json()["data"][0]["max_model_len"] is None
+    assert "torch" not in (await client.get("/version")).json()
 
 
 async def test_version(client: httpx.AsyncClient) -> None:
