@@ -53,6 +53,7 @@ def create_app(context: ServerContext, *, local: bool = False) -> FastAPI:
         keys=KeyRing(config.api_keys, share_prefixes=config.share_prefix_cache),
         hosts=HostCheck(config.allowed_hosts, local=local),
         quotas=quotas,
+        max_body_bytes=config.max_body_bytes,
         lifecycle=lifecycle,
         metrics=metrics,
         observer=observer,

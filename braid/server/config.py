@@ -35,6 +35,7 @@ class ServerConfig:
         max_messages, max_tools, max_stop, max_prompts: most entries of these lists in one request.
         max_sequences: most outputs of one request, over all its prompts.
         max_queued: most requests, and most outputs, under way at a time, queued and running.
+        max_pending_bytes: most bytes of request bodies under way; a body of unknown length counts as the longest.
         max_queued_kv: most prompt tokens under way, in multiples of what the engine's KV blocks hold.
         key_share: the part of these bounds that one API key may take.
         max_connections: more connections are turned away.
@@ -72,6 +73,7 @@ class ServerConfig:
     max_prompts: int = 128
     max_sequences: int = 256
     max_queued: int = 512
+    max_pending_bytes: int = 256 * MIB
     max_queued_kv: float = 8.0
     key_share: float = 0.25
     max_connections: int = 4096

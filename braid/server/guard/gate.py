@@ -44,6 +44,7 @@ class Gate:
         keys: KeyRing,
         hosts: HostCheck,
         quotas: Quotas,
+        max_body_bytes: int,
         lifecycle: Lifecycle,
         metrics: ServerMetrics,
         observer: Observer,
@@ -55,6 +56,7 @@ class Gate:
         self._keys = keys
         self._hosts = hosts
         self._quotas = quotas
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,7 +113,9 @@ class Gate:
             return None
         if self._lifecycle.draining:
             raise shutting_down()
-        return None if scope["path"].startswith(_LIGHT_PATHS) else self._quotas.arrive(principal)
+        if scope["path"].startswith(_LIGHT_PATHS):
+            return None
+        return self._quotas.arrive(principal, _body_bytes(scope, self._max_body_bytes))
 
     async def _answer_error(
         self, error: Exception, record: RequestRecord, scope: Scope, receive: Receive, send: Send
@@ -124,3 +128,12 @@ class Gate:
         if record.status == 0:
             response = error_response(answer, scope["path"], record.request_id)
             await response(scope, receive, send)
+
+
+def _body_bytes(scope: Scope, most: int) -> int:
+    """What a body takes at most; longer ones are refused before they are read to their end."""
+    headers = dict(scope["headers"])
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit():
+        return min(int(declared[:20]), most)
+    return most if b"transfer-encoding" in headers else 0

@@ -94,7 +94,7 @@ class Bound:
             return
         excess = self._total + amount - limit
         if self._total and excess > 0:
-            message = f"{limit:g} {self._what} are under way already, more are not queued"
+            message = f"{limit:.0f} {self._what} are under way already, more are not queued"
             raise unavailable(message, retry_after=self._rate.seconds_for(excess))
         share = max(1.0, limit * self._share)
         own = self._taken[name] if name else 0
@@ -104,7 +104,7 @@ class Bound:
     def _too_many(self, share: float, own: int, excess: float) -> HttpError:
         """This principal's work ends as fast as its part of all work lets it."""
         seconds = self._rate.seconds_for(excess * self._total / own)
-        message = f"this key may have {share:g} {self._what} under way, and has {own}"
+        message = f"this key may have {share:.0f} {self._what} under way, and has {own}"
         return too_many(message, retry_after=seconds)
 
     def take(self, name: str, amount: int) -> None:
@@ -138,17 +138,18 @@ class Quotas:
             return None if capacity is None else capacity * config.max_queued_kv
 
         share = config.key_share
+        self._bytes = Bound("bytes of request bodies", lambda: config.max_pending_bytes, share, clock)
         self._requests = Bound("requests", lambda: config.max_queued, share, clock)
         self._sequences = Bound("outputs", lambda: config.max_queued, share, clock)
         self._tokens = Bound("prompt tokens", max_tokens, share, clock)
 
-    def arrive(self, principal: Principal) -> Ticket:
-        """Let one HTTP request in, before anything of its body is read.
+    def arrive(self, principal: Principal, num_bytes: int = 0) -> Ticket:
+        """Let one HTTP request with a body of ``num_bytes`` in, before anything of it is read.
 
         Raises:
             HttpError: 503 where the server is full, 429 where the principal has its share already.
         """
-        return _take(principal.name, ((self._requests, 1),))
+        return _take(principal.name, ((self._requests, 1), (self._bytes, num_bytes)))
 
     def enter(self, principal: Principal, num_sequences: int, num_tokens: int) -> Ticket:
         """Admit a call of ``num_sequences`` outputs and ``num_tokens`` prompt tokens.

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from braid.server.config import ServerConfig
 from braid.server.errors import HttpError
+from braid.server.guard.gate import _body_bytes
 from braid.server.guard.keys import ANONYMOUS, Principal, named_keys
 from braid.server.guard.quota import DrainRate, Quotas
 
@@ -120,6 +121,32 @@ def test_nothing_is_lost(steps: list[tuple[str, int, int, bool]]) -> None:
         ticket.release()
     assert quota.num_sequences == 0
     quota.enter(ANN, 24, 10**6)
+
+
+def test_bytes_of_bodies_count_before_they_are_read(clock: Clock) -> None:
+    quota = quotas(clock, max_pending_bytes=1000)
+    quota.arrive(ANN, 200)
+    with pytest.raises(HttpError, match="this key may have 250 bytes of request bodies"):
+        quota.arrive(ANN, 51)
+    quota.arrive(BOB, 800)
+    with pytest.raises(HttpError, match="1000 bytes of request bodies are under way"):
+        quota.arrive(Principal(name="eve"), 1)
+    assert quota.num_requests == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "size"),
+    [
+        ([(b"content-length", b"7")], 7),
+        ([(b"content-length", b"999999999999999999999999")], 100),
+        ([(b"content-length", b"-1")], 0),
+        ([(b"content-length", b"7, 7")], 0),
+        ([(b"transfer-encoding", b"chunked")], 100),
+        ([], 0),
+    ],
+)
+def test_what_a_body_takes(headers: list[tuple[bytes, bytes]], size: int) -> None:
+    assert _body_bytes({"headers": headers}, 100) == size
 
 
 class TestDrainRate:
