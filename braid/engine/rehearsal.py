@@ -70,7 +70,8 @@ class Rehearsal:
             InvalidParameterError: it cannot be compiled, or not within the time, memory and stack.
             BraidError: the process cannot be started.
         """
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
+            self._kill()
             self._start()
         answer = self._ask({"kind": constraint.kind.value, "source": constraint.source}, self._seconds)
         if answer is None:
@@ -152,7 +153,8 @@ def _confine() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with contextlib.suppress(ValueError, OSError):  # not every system bounds memory
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.nice(NICENESS)
 
 

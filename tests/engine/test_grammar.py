@@ -245,6 +245,36 @@ def test_time_is_bounded_by_killing_the_process() -> None:
         rehearsal.check(constraint("regex", "a"))
 
 
+def test_a_process_that_was_killed_between_two_constraints_is_replaced() -> None:
+    rehearsal = Rehearsal(vocabulary())
+    rehearsal.check(constraint("regex", "a"))
+    first = rehearsal._process
+    assert first is not None
+    first.kill()
+    first.wait()
+    rehearsal.check(constraint("regex", "a"))
+    assert rehearsal._process is not first
+    rehearsal.close()
+
+
+def test_a_panic_while_compiling_is_one_requests_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        pass
+
+    grammars = Grammars(vocabulary)
+    build(grammars, "regex", "before")
+
+    def panic(*args: object) -> None:
+        raise Panic("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guidance, "compile_constraint", panic)
+        with pytest.raises(BraidError, match="could not be compiled"):
+            build(grammars, "regex", "during")
+    build(grammars, "regex", "during")
+    grammars.close()
+
+
 def test_a_vocabulary_without_an_end_is_refused() -> None:
     grammars = Grammars(lambda: vocabulary()._replace(end=frozenset()))
     with pytest.raises(InvalidParameterError, match="no end token"):

@@ -191,10 +191,15 @@ def test_a_grammar_without_a_way_on_is_the_requests_own_error() -> None:
     assert allowed(fine) == [0]
 
 
-def test_what_a_matcher_raises_never_leaves_the_worker() -> None:
+class Panic(BaseException):
+    """As foreign code raises it."""
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, Panic])
+def test_what_a_matcher_raises_never_leaves_the_worker(fault: type[BaseException]) -> None:
     class Broken(Counting):
         def allowed(self) -> bytes:
-            raise RuntimeError("injected")
+            raise fault("injected")
 
     worker = HeldWorker()
     masks = Masks(CPU, worker=worker)
