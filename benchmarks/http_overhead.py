@@ -42,6 +42,7 @@ from braid.core.config import DEFAULT_MODEL
 from braid.core.metrics import percentile
 from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason
+from braid.engine.inbox import Inbox
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
 from braid.server.app import create_app
 from braid.server.config import ServerConfig, ServerContext
@@ -68,7 +69,7 @@ class NullEngine:
 
     def __init__(self, token_ids: list[int], vocab_size: int) -> None:
         self._tokens = [token_ids[index % len(token_ids)] for index in range(STREAMED_TOKENS)]
-        self._queues: dict[str, tuple[asyncio.Queue[Delta], int]] = {}
+        self._queues: dict[str, tuple[Inbox, int]] = {}
         self._stepper: asyncio.Task[None] | None = None
         self.info = EngineInfo(
             model="null",
@@ -91,7 +92,7 @@ class NullEngine:
             tokens = tuple(self._tokens[:WHOLE_TOKENS])
             yield Delta(request.request_id, tokens, None, 0, FinishReason.LENGTH)
             return
-        queue: asyncio.Queue[Delta] = asyncio.Queue()
+        queue = Inbox()
         self._queues[request.request_id] = (queue, 0)
         if self._stepper is None:
             self._stepper = asyncio.create_task(self._step())
@@ -108,7 +109,7 @@ class NullEngine:
         while self._queues:
             for request_id, (queue, done) in tuple(self._queues.items()):
                 reason = FinishReason.LENGTH if done + 1 == STREAMED_TOKENS else None
-                queue.put_nowait(Delta(request_id, (self._tokens[done],), None, 0, reason))
+                queue.put(Delta(request_id, (self._tokens[done],), None, 0, reason))
                 if reason is None:
                     self._queues[request_id] = (queue, done + 1)
                 else:

@@ -217,13 +217,12 @@ def _report(call: Call) -> CallReport:
     )
 
 
-async def merge(streams: Sequence[Choices]) -> Choices:
+def merge(streams: Sequence[Choices]) -> Choices:
     """Items of all streams as they come; the first error ends them all."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as stream:
-            async for item in stream:
-                yield item
-        return
+    return streams[0] if len(streams) == 1 else _merged(streams)
+
+
+async def _merged(streams: Sequence[Choices]) -> Choices:
     queue: asyncio.Queue[ChoiceDelta | Exception | None] = asyncio.Queue(_MERGE_BUFFER)
     tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
     try:

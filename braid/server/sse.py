@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
+_encode = msgspec.json.Encoder().encode
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -29,7 +31,23 @@ _HEADERS = {
 
 def event(value: object) -> bytes:
     """One ``data:`` event with a JSON payload."""
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+    return b"data: " + _encode(value) + b"\n\n"
+
+
+class EventTemplate:
+    """An event of which only one text changes: encoded once, filled often.
+
+    Args:
+        make: the event with a given text, which stands in it as a JSON string, once or more.
+    """
+
+    def __init__(self, make: Callable[[str], bytes]) -> None:
+        mark = secrets.token_hex(16)
+        self._pieces = make(mark).split(b'"' + mark.encode() + b'"')
+        assert len(self._pieces) > 1
+
+    def fill(self, text: str) -> bytes:
+        return _encode(text).join(self._pieces)
 
 
 def named_event(name: str, value: object) -> bytes:
@@ -75,7 +93,8 @@ class EventStream(Response):
         self._starting = asyncio.Lock()
         self._started = False
         self._blocked_since: float | None = None
-        self._last_sent = asyncio.get_running_loop().time()
+        self._clock = asyncio.get_running_loop().time
+        self._last_sent = self._clock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
@@ -109,13 +128,12 @@ class EventStream(Response):
     async def _write(self, chunk: bytes) -> None:
         if not self._started:
             await self._start()
-        now = asyncio.get_running_loop().time()
-        self._blocked_since = self._last_sent = now
+        self._blocked_since = self._last_sent = self._clock()
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         self._blocked_since = None
 
     async def _tick(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         if self._blocked_since is not None:
             if now - self._blocked_since >= self._config.slow_reader_seconds:
                 self._watch.interrupt(ClientDisconnectedError("the client reads too slowly"))

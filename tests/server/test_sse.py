@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from braid.server.config import ServerConfig
+from braid.server.sse import EventTemplate, event
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
@@ -133,3 +134,12 @@ class TestSlowReader:
                 assert (await client.post(url + CHAT, json=BODY)).status_code == 200
             await until(lambda: not engine.active)
         assert len(engine.aborted) > 0
+
+
+class TestEventTemplate:
+    @pytest.mark.parametrize("text", ["plain", "", 'a"b\\', "\n\x00\x1b", "wörld 😀", "\u2028</script>"])
+    def test_filled_is_encoded(self, text: str) -> None:
+        def make(value: str) -> bytes:
+            return event({"head": 1, "reasoning": value, "reasoning_content": value, "tail": None})
+
+        assert EventTemplate(make).fill(text) == make(text)

@@ -28,7 +28,7 @@ from braid.server.errors import json_response
 from braid.server.generate import Generation, usage_payload
 from braid.server.guard.body import read_json
 from braid.server.pipeline import FINGERPRINT, Pipeline, record_of
-from braid.server.sse import DONE, EventStream, event
+from braid.server.sse import DONE, EventStream, EventTemplate, event
 from braid.server.turn import Reply, Turn, TurnDelta, TurnRequest
 from braid.text.reply import Content, Reasoning, ReplyPart
 from braid.text.tokenizer import Tokenizer
@@ -100,6 +100,7 @@ class ChatWriter:
         self._spelling = spelling
         self._calls: dict[int, CallStream] = {}
         """Of the choices that have begun."""
+        self._templates: dict[int, EventTemplate] = {}
 
     async def answer(self) -> dict[str, Any]:
         """Everything at once; the same texts that ``events`` sends in pieces."""
@@ -127,6 +128,10 @@ class ChatWriter:
         head = self._head("chat.completion.chunk")
         async with aclosing(self._turn.deltas()) as deltas:
             async for delta in deltas:
+                text = None if continuous else self._only_text(delta)
+                if text is not None:
+                    yield self._template(delta.number, head, include_usage).fill(text)
+                    continue
                 tail: dict[str, Any] = {"usage": self._usage() if continuous else None}
                 out = b""
                 for body in self._bodies(delta):
@@ -137,6 +142,27 @@ class ChatWriter:
         if include_usage:
             yield event({**head, "choices": [], "usage": self._usage()})
         yield DONE
+
+    def _only_text(self, delta: TurnDelta) -> str | None:
+        """The text of a delta that is nothing but more text; None of any other."""
+        if delta.tokens or delta.finish_reason is not None or len(delta.parts) != 1:
+            return None
+        if delta.number not in self._calls or self._generation.call.params.logprobs is not None:
+            return None
+        part = delta.parts[0]
+        return part.text if isinstance(part, Content) else None
+
+    def _template(self, number: int, head: dict[str, Any], include_usage: bool) -> EventTemplate:
+        template = self._templates.get(number)
+        if template is None:
+            tail: dict[str, Any] = {"usage": None} if include_usage else {}
+
+            def make(text: str) -> bytes:
+                body = {**_choice(number, {"content": text}, None), **_token_ids(self._generation, ())}
+                return event({**head, "choices": [body], **tail})
+
+            template = self._templates[number] = EventTemplate(make)
+        return template
 
     def _usage(self) -> dict[str, Any]:
         return usage_payload(self._generation.usage)
