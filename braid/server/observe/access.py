@@ -13,7 +13,7 @@ from braid.server.observe.hashing import Hasher
 
 access_logger = logging.getLogger("braid.access")
 
-_POLLED = frozenset(("/health", "/ready", "/metrics", "/v1/sessions"))
+POLLED = frozenset(("/health", "/ready", "/metrics", "/v1/sessions"))
 """What monitors ask every few seconds: logged at debug level."""
 _LONGEST_VALUE = 200
 _BARE = re.compile(r"[\w./:+-]+", re.ASCII)
@@ -62,7 +62,7 @@ class JsonFormatter(logging.Formatter):
 
 def log_request(record: RequestRecord, method: str, path: str, hasher: Hasher) -> None:
     """Write one line."""
-    level = logging.DEBUG if path in _POLLED else logging.INFO
+    level = logging.DEBUG if path in POLLED else logging.INFO
     if access_logger.isEnabledFor(level):
         access_logger.log(level, AccessLine(_fields(record, method, path, hasher)))
 

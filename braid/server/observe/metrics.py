@@ -225,6 +225,8 @@ class SequenceTimer:
         report.num_tokens[self._number] = num_tokens
         report.num_cached_tokens[self._number] = num_cached_tokens
         report.times = times or report.times
+        if self._first:
+            report.last_token = self._last
         metrics.finished[reason].inc()
         metrics.num_decoding -= self._first > 0
         if reason not in ("stop", "length"):
