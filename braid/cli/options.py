@@ -148,7 +148,10 @@ class ServerOptions:
         ),
     ] = False
     max_queued: Annotated[
-        int, Parameter(group=SERVER, help="Most requests under way; one API key may have a quarter of them.")
+        int,
+        Parameter(
+            group=SERVER, help="Most requests under way; one API key of several may have a quarter of them."
+        ),
     ] = 512
     max_ttl: Annotated[
         float,

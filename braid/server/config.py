@@ -37,7 +37,7 @@ class ServerConfig:
         max_queued: most requests, and most outputs, under way at a time, queued and running.
         max_pending_bytes: most bytes of request bodies under way; a body of unknown length counts as the longest.
         max_queued_kv: most prompt tokens under way, in multiples of what the engine's KV blocks hold.
-        key_share: the part of these bounds that one API key may take.
+        key_share: the part of these bounds that one API key of several may take.
         max_connections: more connections are turned away.
         header_timeout: seconds that the head of a request may take to arrive.
         max_header_bytes: longest head of a request.

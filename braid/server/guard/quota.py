@@ -137,7 +137,7 @@ class Quotas:
             capacity = kv_tokens()
             return None if capacity is None else capacity * config.max_queued_kv
 
-        share = config.key_share
+        share = config.key_share if len(config.api_keys) > 1 else 1.0
         self._bytes = Bound("bytes of request bodies", lambda: config.max_pending_bytes, share, clock)
         self._requests = Bound("requests", lambda: config.max_queued, share, clock)
         self._sequences = Bound("outputs", lambda: config.max_queued, share, clock)

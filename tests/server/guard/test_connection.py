@@ -72,7 +72,8 @@ class TestSlowHead:
                     await asyncio.sleep(0.02)
 
         dripping = asyncio.create_task(drip())
-        answer = b"HTTP/1.1 408 "  # what crosses with the answer may reset the connection, and so lose the answer
+        # What crosses with the answer may reset the connection, and so lose the answer.
+        answer = b"HTTP/1.1 408 "
         async with asyncio.timeout(PATIENCE):
             with contextlib.suppress(ConnectionError):
                 answer = await reader.read()

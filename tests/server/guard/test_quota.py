@@ -33,7 +33,8 @@ def clock() -> Clock:
 
 
 def quotas(clock: Clock, *, kv_tokens: int | None = 1000, **settings: Any) -> Quotas:
-    return Quotas(ServerConfig(**settings), lambda: kv_tokens, clock)
+    keys = named_keys(("one", "two"))
+    return Quotas(ServerConfig(api_keys=keys, **settings), lambda: kv_tokens, clock)
 
 
 def refusal(quota: Quotas, principal: Principal, sequences: int = 1, tokens: int = 1) -> HttpError:
@@ -62,6 +63,14 @@ def test_a_key_has_its_share(clock: Clock) -> None:
     assert {"retry-after", "retry-after-ms"} <= set(error.headers)
     for _ in range(4):
         quota.enter(BOB, 1, 1)
+
+
+def test_the_only_key_may_have_all(clock: Clock) -> None:
+    config = ServerConfig(api_keys=named_keys(("one",)), max_queued=4)
+    quota = Quotas(config, lambda: None, clock)
+    for _ in range(4):
+        quota.enter(ANN, 1, 1)
+    assert refusal(quota, ANN).status == 503
 
 
 def test_prompt_tokens_count_too(clock: Clock) -> None:
