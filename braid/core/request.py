@@ -26,6 +26,10 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+FAILED = (FinishReason.ERROR, FinishReason.ABORT)
+"""How requests end that brought no answer."""
+
+
 class TokenLogprobs(NamedTuple):
     """Natural-log probability of one chosen token, its rank (1 = most likely), and the best alternatives.
 
@@ -54,8 +58,9 @@ class Delta(NamedTuple):
     """What one request gained since its last delta; the last one carries ``finish_reason`` and ``times``.
 
     ``stop_reason`` is the stop string or the stop token id that ended the request; ``error`` is a text for the
-    user when ``finish_reason`` is ERROR. ``prompt_logprobs`` (one entry per prompt token, None for the first) come
-    with the first delta of a request that asked for them, ``embedding`` with the only delta of a pooling request.
+    user when ``finish_reason`` is ERROR, and ``can_retry`` tells whether the request may go well if it is sent again.
+    ``prompt_logprobs`` (one entry per prompt token, None for the first) come with the first delta of a request that
+    asked for them, ``embedding`` with the only delta of a pooling request.
     """
 
     request_id: str
@@ -68,6 +73,7 @@ class Delta(NamedTuple):
     times: RequestTimes | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     embedding: tuple[float, ...] | None = None
+    can_retry: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -76,6 +76,7 @@ class SampledToken(NamedTuple):
 class StepResult(NamedTuple):
     """What came of a plan. ``errors`` maps requests that failed to a text for the user; their KV is not to be trusted.
 
+    ``exhausted`` are those of ``errors`` that found no memory: they may be sent again.
     ``deferred`` requests got no token for want of time; their last token is to be computed again.
     ``scores`` answers the works' ``score``, one entry per token weighed; ``pooled`` their ``pooling``.
     ``start`` and ``duration`` are seconds on the executor's clock.
@@ -90,6 +91,7 @@ class StepResult(NamedTuple):
     scores: Mapping[str, Sequence[TokenLogprobs]] = MappingProxyType({})
     pooled: Mapping[str, Sequence[float]] = MappingProxyType({})
     deferred: frozenset[str] = frozenset()
+    exhausted: frozenset[str] = frozenset()
 
 
 class Executor(Protocol):

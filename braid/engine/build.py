@@ -16,6 +16,7 @@ from braid.checkpoint.resolve import resolve
 from braid.checkpoint.weights import iter_weights
 from braid.core.config import EngineConfig
 from braid.core.errors import InvalidParameterError
+from braid.core.faults import Faults
 from braid.core.spec import ModelSpec
 from braid.device.machine import probe, usable_cores
 from braid.engine.core import EngineCore
@@ -48,17 +49,19 @@ def build_engine(
     eos_token_ids: frozenset[int],
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
+    faults: Faults | None = None,
 ) -> Built:
     """Measure the machine, size the memory, load the weights and assemble the engine.
 
     Args:
         checkpoint: given where the caller has opened it already; else ``config.model`` is resolved.
+        faults: what tests let go wrong.
 
     Raises:
         BraidError: the model cannot be found, read or fitted, or the device is not there.
     """
     begin = time.monotonic()
-    progress = progress or NullProgress()
+    progress, faults = progress or NullProgress(), faults or Faults()
     if checkpoint is None:
         checkpoint = open_checkpoint(resolve(config.model, progress=progress, offline=config.offline))
     device = pick_device(config.device)
@@ -67,19 +70,25 @@ def build_engine(
     spec = model_spec(config.model, checkpoint.config)
     plan = plan_memory(config, spec, dtype, device)
     model = build_model(checkpoint.config, dtype=dtype, device=device)
-    load_weights(model, iter_weights(checkpoint, dtype, progress=progress))
+    load_weights(model, faults.over("load.weights", iter_weights(checkpoint, dtype, progress=progress)))
     model.eval()
-    kv = KVStore(
+    kv = faults.around("load.kv", KVStore)(
         model.kv_shapes, num_blocks=plan.num_blocks, block_size=config.block_size, dtype=dtype, device=device
     )
-    runner = Runner(model, kv, device=device)
-    scheduler = Scheduler(_scheduler_config(config, plan))
+    runner = Runner(model, kv, device=device, faults=faults)
+    scheduler = Scheduler(_scheduler_config(config, plan), faults=faults)
     pooling = pick_pooling(config.pooling, checkpoint)
     info = _describe(config, spec, plan, dtype, device, pooling)
     reckoning = [*plan.lines(), f"ready in {time.monotonic() - begin:.1f} s"]
-    grammars = Grammars(lambda: read_vocabulary(checkpoint, spec.vocab_size, eos_token_ids))
+    grammars = Grammars(lambda: read_vocabulary(checkpoint, spec.vocab_size, eos_token_ids), faults=faults)
     core = EngineCore(
-        scheduler, runner, info, eos_token_ids=eos_token_ids, seed=config.seed, grammars=grammars
+        scheduler,
+        runner,
+        info,
+        eos_token_ids=eos_token_ids,
+        seed=config.seed,
+        grammars=grammars,
+        faults=faults,
     )
     return Built(core, plan, reckoning)
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,22 @@ import zmq.asyncio
 from braid.core.config import EngineConfig
 from braid.core.env import engine_environment
 from braid.core.errors import BraidError, EngineDeadError
+from braid.core.faults import Fault
 from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta
+from braid.engine.heartbeat import BEATS, Heartbeat
+from braid.engine.inbox import Inbox
 from braid.engine.messages import (
     Abort,
     ActedOnProgram,
     ActOnProgram,
     Deltas,
+    Failed,
     FromEngine,
     Generate,
     GetStats,
+    Ping,
+    Pong,
     Progress,
     Ready,
     Refused,
@@ -50,6 +56,8 @@ _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 30.0
 _STABLE_AFTER = 60.0
 _STOP_GRACE = 5.0
+HANG_TIMEOUT = 60.0
+"""Seconds without any progress after which an engine is killed; one layer of one step takes far less anywhere."""
 _DIED = "the engine process died and is being restarted"
 _LAST_WORDS = 0.05
 """Seconds in which the last messages of an ended process, such as its reason, are still read."""
@@ -71,8 +79,9 @@ class _Engine:
         self.receiver.setsockopt(zmq.RCVHWM, 0)
         self.receiver.bind(self.from_address)
         self.process: asyncio.subprocess.Process | None = None
-        self.streams: dict[str, asyncio.Queue[Delta | BraidError]] = {}
+        self.streams: dict[str, Inbox] = {}
         self.tickets: dict[int, asyncio.Future[Any]] = {}
+        self.heartbeat = Heartbeat()
         self._encoder = msgspec.msgpack.Encoder()
 
     async def send(self, message: ToEngine) -> None:
@@ -90,7 +99,7 @@ class _Engine:
         """Give everyone who waits on this life a terminal error."""
         streams, self.streams = self.streams, {}
         for stream in streams.values():
-            stream.put_nowait(error)
+            stream.put(error)
         tickets, self.tickets = self.tickets, {}
         for ticket in tickets.values():
             if not ticket.done():
@@ -108,6 +117,8 @@ class ProcessClient:
         config: handed to the engine.
         eos_token_ids: a callable, because reading the tokenizer may go on while the process starts.
         on_progress: hears ``(what, done bytes, total bytes)`` while weights load.
+        hang_timeout: an engine that has work and makes no progress for so many seconds is killed and started again.
+        faults: what tests let go wrong: one plan for each of the first lives of the engine.
     """
 
     def __init__(
@@ -117,8 +128,12 @@ class ProcessClient:
         *,
         on_progress: OnProgress | None = None,
         log_level: str = "info",
+        hang_timeout: float = HANG_TIMEOUT,
+        faults: Iterable[tuple[Fault, ...]] = (),
     ) -> None:
         self._config = config
+        self._beat_seconds = hang_timeout / BEATS
+        self._faults = iter(faults)
         self._eos_token_ids = eos_token_ids
         self._on_progress = on_progress or (lambda what, done, total: None)
         self._log_level = log_level
@@ -200,16 +215,14 @@ class ProcessClient:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         """See ``EngineClient.generate``."""
         engine = self._require_engine()
-        inbox: asyncio.Queue[Delta | BraidError] = asyncio.Queue()
+        inbox = Inbox()
         engine.streams[request.request_id] = inbox
         try:
             await engine.send(Generate(request))
             while True:
-                item = await inbox.get()
-                if isinstance(item, BraidError):
-                    raise item
-                yield item
-                if item.finish_reason is not None:
+                delta = await inbox.get()
+                yield delta
+                if delta.finish_reason is not None:
                     return
         finally:
             # The reader of the socket removes a stream that has ended; one still there was left early.
@@ -300,12 +313,17 @@ class ProcessClient:
         engine.process = process
         reader = asyncio.create_task(self._read(engine), name="engine-reader")
         ended = asyncio.create_task(process.wait(), name="engine-end")
+        hung = asyncio.create_task(self._watch(engine), name="engine-watch")
         try:
             await self._instruct(engine, process)
-            await asyncio.wait([reader, ended], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([reader, ended, hung], return_when=asyncio.FIRST_COMPLETED)
             self._ready, self._down_reason = False, _DIED
             if reader.done():  # an engine that nobody understands any more is of no use
                 reader.result()
+            if hung.done():
+                hung.result()
+                logger.error("the engine process has stopped making progress; killing it")
+                process.kill()
             await asyncio.wait([reader], timeout=_LAST_WORDS)
             return await ended
         finally:
@@ -313,17 +331,32 @@ class ProcessClient:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
             await asyncio.wait([ended])
+            hung.cancel()
             reader.cancel()
-            await asyncio.wait([reader])
+            await asyncio.wait([reader, hung])
 
     async def _instruct(self, engine: _Engine, process: asyncio.subprocess.Process) -> None:
         """Send ``Start``, and leave the pipe open: its end tells the engine that we are gone."""
         assert process.stdin is not None
         eos_token_ids = await asyncio.to_thread(self._eos_token_ids)
-        start = Start(self._config, eos_token_ids, engine.to_address, engine.from_address, self._log_level)
+        faults = next(self._faults, ())
+        start = Start(
+            self._config, eos_token_ids, engine.to_address, engine.from_address, self._log_level, faults
+        )
         with contextlib.suppress(ConnectionError):  # a process that died at once is seen by its end
             process.stdin.write(msgspec.json.encode(start) + b"\n")
             await process.stdin.drain()
+
+    async def _watch(self, engine: _Engine) -> None:
+        """Ask a serving engine for signs of life; returns when it is to be given up."""
+        while True:
+            await asyncio.sleep(self._beat_seconds)
+            if not self._ready:
+                continue
+            if not engine.heartbeat.ask():
+                return
+            with contextlib.suppress(EngineDeadError):
+                await engine.send(Ping())
 
     async def _read(self, engine: _Engine) -> None:
         while True:
@@ -345,23 +378,31 @@ class ProcessClient:
             self._pass_refusal(engine, message)
         elif isinstance(message, Stats):
             self._answer(engine, message.ticket, message.stats)
+        elif isinstance(message, Pong):
+            engine.heartbeat.hear(message.pulse)
         elif isinstance(message, ActedOnProgram):
             self._answer(engine, message.ticket, message.outcome)
+        elif isinstance(message, Failed):
+            self._answer(engine, message.ticket, BraidError(message.message))
         elif isinstance(message, Progress):
             self._on_progress(message.what, message.done, message.total)
         elif isinstance(message, Ready):
             self._become_ready(message)
 
-    def _answer(self, engine: _Engine, number: int, answer: EngineStats | Outcome) -> None:
+    def _answer(self, engine: _Engine, number: int, answer: EngineStats | Outcome | BraidError) -> None:
         ticket = engine.tickets.get(number)
-        if ticket is not None and not ticket.done():  # whoever asked may have gone
+        if ticket is None or ticket.done():  # whoever asked may have gone
+            return
+        if isinstance(answer, BraidError):
+            ticket.set_exception(answer)
+        else:
             ticket.set_result(answer)
 
     def _pass_on(self, engine: _Engine, delta: Delta) -> None:
         final = delta.finish_reason is not None
         stream = engine.streams.pop(delta.request_id, None) if final else engine.streams.get(delta.request_id)
         if stream is not None:
-            stream.put_nowait(delta)
+            stream.put(delta)
 
     def _pass_refusal(self, engine: _Engine, message: Refused) -> None:
         if message.request_id is None:
@@ -371,7 +412,7 @@ class ProcessClient:
             return
         stream = engine.streams.pop(message.request_id, None)
         if stream is not None:
-            stream.put_nowait(as_error(message))
+            stream.put(as_error(message))
 
     def _become_ready(self, message: Ready) -> None:
         self._info = message.info

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from braid.core.constraint import Constraint
 from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError
+from braid.core.faults import Faults
 from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, Request
 from braid.engine.grammar import Grammar, Grammars
+from braid.engine.heartbeat import Pulse
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
 from braid.runner.runner import Runner
 from braid.sched.loop import Loop
@@ -39,6 +41,7 @@ class EngineCore:
         eos_token_ids: tokens that end a request unless it asks to ignore them.
         seed: seeds the streams of requests that bring no seed of their own.
         grammars: compiles constraints; None refuses them.
+        faults: what tests let go wrong in here.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class EngineCore:
         eos_token_ids: frozenset[int],
         seed: int = 0,
         grammars: Grammars | None = None,
+        faults: Faults | None = None,
     ) -> None:
         self.info = info
         self.runner = runner
@@ -59,6 +63,7 @@ class EngineCore:
         self._grammars = grammars
         self._compiling: dict[str, Future[Grammar]] = {}
         self._sinks: dict[str, _Sink] = {}
+        self._take_in = (faults or Faults()).around("admit", self._add, _kind)
         self._stopping = False
         self._failure: BaseException | None = None
         self._loop = Loop(scheduler, runner, self._deliver)
@@ -86,7 +91,7 @@ class EngineCore:
         """
         self._require_alive()
         sink = _Sink(on_delta, on_error)
-        added = self._loop.post(lambda scheduler, now: self._add(request, sink, now))
+        added = self._loop.post(lambda scheduler, now: self._take_in(request, sink, now))
         added.add_done_callback(lambda future: _report(future, on_error))
 
     def abort(self, request_id: str) -> None:
@@ -98,6 +103,11 @@ class EngineCore:
         """Gauges and counters, taken between two steps."""
         self._require_alive()
         return self._loop.post(lambda scheduler, now: EngineStats(**scheduler.stats()._asdict()))
+
+    def pulse(self) -> Future[Pulse]:
+        """A sign of life of the loop and of its lanes."""
+        self._require_alive()
+        return self._loop.post(lambda scheduler, now: Pulse(self._loop.is_busy, self.runner.progress))
 
     def program(
         self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None
@@ -257,6 +267,12 @@ class EngineCore:
                 logger.exception("nobody takes the output of request %s", delta.request_id)
                 self._abort(delta.request_id, self.runner.now())
         self.on_step()
+
+
+def _kind(wanted: GenerateRequest, sink: _Sink, now: float) -> str:
+    if wanted.pooling is not None:
+        return "embedding"
+    return "text" if wanted.params.constraint is None else "constraint"
 
 
 def _report(added: Future[None], on_error: OnError) -> None:

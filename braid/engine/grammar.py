@@ -22,6 +22,7 @@ import numpy as np
 
 from braid.core.constraint import Constraint
 from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError, OverloadedError
+from braid.core.faults import Faults
 from braid.engine import guidance
 from braid.engine.guidance import GrammarError, Vocabulary
 from braid.engine.rehearsal import NICENESS, Rehearsal
@@ -134,9 +135,17 @@ class Grammars:
     Args:
         load: reads the model's vocabulary; called on that thread, once.
         cache_bytes: bound of the grammars that are kept beyond the requests that use them.
+        faults: what tests let go wrong in here.
     """
 
-    def __init__(self, load: Callable[[], Vocabulary], *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Vocabulary],
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        faults: Faults | None = None,
+    ) -> None:
+        self._faults = faults or Faults()
         self.cache = GrammarCache(cache_bytes)
         self._load = load
         self._lock = threading.Lock()
@@ -207,10 +216,11 @@ class Grammars:
                         self._rehearsal = compiler.rehearsal
                     if self._closed:
                         compiler.rehearsal.close()
-                outcome: Grammar | BraidError = compiler.compile(job.constraint)
+                compile = self._faults.around("compile", compiler.compile)
+                outcome: Grammar | BraidError = compile(job.constraint)
             except BraidError as error:
                 outcome = error
-            except Exception as error:
+            except BaseException as error:  # a panic of the grammar library is no Exception
                 logger.exception("a constraint could not be compiled")
                 outcome = BraidError(f"the constraint could not be compiled: {type(error).__name__}")
             self._finish(job, outcome)

@@ -14,19 +14,22 @@ from braid.core.errors import (
     ModelNotFoundError,
     OverloadedError,
 )
+from braid.core.faults import Fault
 from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta
+from braid.engine.heartbeat import Pulse
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
 
 
 class Start(msgspec.Struct, tag=True):
-    """First message to a fresh engine process, on its standard input."""
+    """First message to a fresh engine process, on its standard input. ``faults`` are what tests let go wrong in it."""
 
     config: EngineConfig
     eos_token_ids: frozenset[int]
     to_engine: str
     from_engine: str
     log_level: str = "info"
+    faults: tuple[Fault, ...] = ()
 
 
 class Generate(msgspec.Struct, tag=True):
@@ -39,6 +42,10 @@ class Abort(msgspec.Struct, tag=True):
 
 class GetStats(msgspec.Struct, tag=True):
     ticket: int
+
+
+class Ping(msgspec.Struct, tag=True):
+    """Are you alive?"""
 
 
 class ActOnProgram(msgspec.Struct, tag=True):
@@ -85,13 +92,24 @@ class Stats(msgspec.Struct, tag=True):
     stats: EngineStats
 
 
+class Pong(msgspec.Struct, tag=True):
+    pulse: Pulse
+
+
+class Failed(msgspec.Struct, tag=True):
+    """A question that went wrong."""
+
+    ticket: int
+    message: str
+
+
 class ActedOnProgram(msgspec.Struct, tag=True):
     ticket: int
     outcome: Outcome
 
 
-ToEngine = Generate | Abort | GetStats | ActOnProgram | Stop
-FromEngine = Progress | Ready | Deltas | Refused | Stats | ActedOnProgram
+ToEngine = Generate | Abort | GetStats | Ping | ActOnProgram | Stop
+FromEngine = Progress | Ready | Deltas | Refused | Stats | Pong | Failed | ActedOnProgram
 
 _PLAIN_ERRORS: dict[str, type[BraidError]] = {
     cls.__name__: cls for cls in (CapacityError, CheckpointError, EngineDeadError, ModelNotFoundError)

@@ -11,24 +11,29 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from typing import TypeVar
 
 import msgspec
 import zmq
 
-from braid.core.errors import BraidError
-from braid.core.program import Outcome
+from braid.core.errors import BraidError, CapacityError
+from braid.core.faults import Faults
 from braid.core.request import Delta
-from braid.engine.build import build_engine
+from braid.engine.build import Built, build_engine
 from braid.engine.core import EngineCore
 from braid.engine.messages import (
     Abort,
     ActedOnProgram,
     ActOnProgram,
     Deltas,
+    Failed,
     FromEngine,
     Generate,
     GetStats,
+    Ping,
+    Pong,
     Progress,
     Ready,
     Start,
@@ -37,9 +42,10 @@ from braid.engine.messages import (
     ToEngine,
     refusal,
 )
-from braid.engine.protocol import EngineStats
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 _PROGRESS_INTERVAL = 0.1
 _STDIN = 0
@@ -48,16 +54,19 @@ _STDIN = 0
 class Wire:
     """The sending side. Several threads send, one message at a time."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, faults: Faults | None = None
+    ) -> None:
         self._socket = context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.connect(address)
-        self._encoder = msgspec.msgpack.Encoder()
+        self._encode = (faults or Faults()).around("ipc.send", msgspec.msgpack.Encoder().encode, _type)
         self._lock = threading.Lock()
 
     def send(self, message: FromEngine) -> None:
+        """Raises whatever makes a message impossible to write; nothing of it is sent then."""
         with self._lock:
-            self._socket.send(self._encoder.encode(message))
+            self._socket.send(self._encode(message))
 
 
 class WireProgress:
@@ -89,10 +98,15 @@ class WireProgress:
 
 
 class Outbox:
-    """Collects the deltas of one step into one message; used on the loop thread only."""
+    """Collects the deltas of one step into one message; used on the loop thread only.
 
-    def __init__(self, wire: Wire) -> None:
+    Args:
+        abort: ends a request whose deltas cannot be sent.
+    """
+
+    def __init__(self, wire: Wire, abort: Callable[[str], None]) -> None:
         self._wire = wire
+        self._abort = abort
         self._deltas: list[Delta] = []
 
     def put(self, delta: Delta) -> None:
@@ -101,31 +115,83 @@ class Outbox:
     def flush(self) -> None:
         if self._deltas:
             deltas, self._deltas = self._deltas, []
-            self._wire.send(Deltas(deltas))
+            try:
+                self._wire.send(Deltas(deltas))
+            except Exception:
+                logger.exception("the outputs of a step could not be sent together")
+                for delta in deltas:
+                    self._send_alone(delta)
+
+    def _send_alone(self, delta: Delta) -> None:
+        """What cannot be written is the end of its own request only."""
+        try:
+            self._wire.send(Deltas([delta]))
+        except Exception as error:
+            self._wire.send(refusal(delta.request_id, BraidError(f"the output could not be sent: {error}")))
+            self._abort(delta.request_id)
 
 
 def serve(start: Start) -> None:
     """Build the engine, say Ready, and serve until told to stop."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    wire = Wire(context, start.from_engine)
+    faults = Faults(start.faults)
+    wire = Wire(context, start.from_engine, faults)
     inbox = context.socket(zmq.PULL)
     inbox.connect(start.to_engine)
     try:
-        built = build_engine(start.config, eos_token_ids=start.eos_token_ids, progress=WireProgress(wire))
+        built = _build(start, WireProgress(wire), faults)
     except BraidError as error:
         wire.send(refusal(None, error))
         context.destroy(linger=1000)
         sys.exit(2)
     core = built.core
-    outbox = Outbox(wire)
+    outbox = Outbox(wire, core.abort)
     core.on_step = outbox.flush
     core.start(on_failure=lambda error: os._exit(1))
     wire.send(Ready(core.info, built.reckoning))
-    decoder = msgspec.msgpack.Decoder(ToEngine)
-    while not isinstance(message := decoder.decode(inbox.recv()), Stop):
-        handle(core, wire, outbox, message)
+    receiver = Receiver(core, wire, outbox, faults)
+    while receiver.take(inbox.recv()):
+        pass
     core.close()
     context.destroy(linger=1000)
+
+
+def _build(start: Start, progress: WireProgress, faults: Faults) -> Built:
+    try:
+        return build_engine(start.config, eos_token_ids=start.eos_token_ids, progress=progress, faults=faults)
+    except MemoryError as error:
+        raise CapacityError(f"there is not enough memory to load {start.config.model}: {error}") from error
+
+
+class Receiver:
+    """Takes in what the HTTP process sends. A message that goes wrong is the end of its own request only."""
+
+    def __init__(self, core: EngineCore, wire: Wire, outbox: Outbox, faults: Faults) -> None:
+        self._core, self._wire, self._outbox = core, wire, outbox
+        self._decode = faults.around("ipc.decode", msgspec.msgpack.Decoder(ToEngine).decode)
+        self._handle = faults.around(
+            "ipc.receive", handle, lambda core, wire, outbox, message: _type(message)
+        )
+
+    def take(self, data: bytes) -> bool:
+        """Act on one message; False if it says to stop."""
+        try:
+            message = self._decode(data)
+            if isinstance(message, Stop):
+                return False
+            self._handle(self._core, self._wire, self._outbox, message)
+        except Exception as error:
+            logger.exception("a message could not be taken in")
+            self._refuse(data, f"the engine could not take the message in: {error}")
+        return True
+
+    def _refuse(self, data: bytes, reason: str) -> None:
+        """Tell whoever sent a message that it went wrong. Raises if it cannot even be read."""
+        message = msgspec.msgpack.decode(data)
+        if "request" in message:
+            self._wire.send(refusal(message["request"][0], BraidError(reason)))
+        elif "ticket" in message:
+            self._wire.send(Failed(message["ticket"], reason))
 
 
 def handle(core: EngineCore, wire: Wire, outbox: Outbox, message: ToEngine) -> None:
@@ -136,18 +202,29 @@ def handle(core: EngineCore, wire: Wire, outbox: Outbox, message: ToEngine) -> N
     elif isinstance(message, Abort):
         core.abort(message.request_id)
     elif isinstance(message, GetStats):
-        core.stats().add_done_callback(lambda future: _answer(wire, message.ticket, future))
+        _answer(wire, message.ticket, core.stats(), lambda stats: Stats(message.ticket, stats))
+    elif isinstance(message, Ping):
+        core.pulse().add_done_callback(lambda future: wire.send(Pong(future.result())))
     elif isinstance(message, ActOnProgram):
         acted = core.program(message.verb, message.program, message.seconds)
-        acted.add_done_callback(lambda future: _report(wire, message.ticket, future))
+        _answer(wire, message.ticket, acted, lambda outcome: ActedOnProgram(message.ticket, outcome))
 
 
-def _answer(wire: Wire, ticket: int, future: Future[EngineStats]) -> None:
-    wire.send(Stats(ticket, future.result()))
+def _answer(wire: Wire, ticket: int, future: Future[Answer], make: Callable[[Answer], FromEngine]) -> None:
+    """Send an answer when it is there, or why there is none."""
+
+    def send(done: Future[Answer]) -> None:
+        try:
+            wire.send(make(done.result()))
+        except Exception as error:
+            logger.exception("a question could not be answered")
+            wire.send(Failed(ticket, f"the engine could not answer: {error}"))
+
+    future.add_done_callback(send)
 
 
-def _report(wire: Wire, ticket: int, future: Future[Outcome]) -> None:
-    wire.send(ActedOnProgram(ticket, future.result()))
+def _type(message: object) -> str:
+    return type(message).__name__
 
 
 def _exit_with_parent() -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from braid.core.errors import BraidError
+from braid.core.faults import Faults
 from braid.core.sampling import SamplingParams
 from braid.core.step import SampleSpec
 
@@ -153,6 +154,7 @@ class Masks:
         device: where the logits are.
         worker: what computes the masks.
         clock: seconds, monotonic.
+        faults: what tests let go wrong in here.
     """
 
     def __init__(
@@ -161,7 +163,9 @@ class Masks:
         *,
         worker: Worker | None = None,
         clock: Callable[[], float] = time.monotonic,
+        faults: Faults | None = None,
     ) -> None:
+        self._follow = (faults or Faults()).around("mask", self._next_mask, _phase)
         self._device = device
         self._worker: Worker = worker or ThreadWorker()
         self._clock = clock
@@ -240,15 +244,10 @@ class Masks:
         begin = time.thread_time()
         track.running_since = self._clock()
         try:
-            if track.start is not None:
-                track.matcher, track.start = track.start(), None
-            assert track.matcher is not None
-            if token_id is not None:
-                track.matcher.consume(token_id)
-            mask_V = self._forbidden(track.matcher.allowed())
+            mask_V = self._follow(track, token_id)
         except BraidError as error:
             track.error = str(error)
-        except Exception as error:
+        except BaseException as error:  # a panic of the grammar library is no Exception
             track.error = f"the grammar of {_param(track)} failed: {error}"
         else:
             track.spent += time.thread_time() - begin
@@ -257,9 +256,21 @@ class Masks:
             track.mask_V = mask_V
         track.running_since = None
 
+    def _next_mask(self, track: _Track, token_id: int | None) -> Tensor:
+        if track.start is not None:
+            track.matcher, track.start = track.start(), None
+        assert track.matcher is not None
+        if token_id is not None:
+            track.matcher.consume(token_id)
+        return self._forbidden(track.matcher.allowed())
+
     def _forbidden(self, allowed: bytes) -> Tensor:
         bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little")
         return torch.from_numpy(bits == 0).to(self._device)
+
+
+def _phase(track: _Track, token_id: int | None) -> str:
+    return "start" if token_id is None else "step"
 
 
 def _param(track: _Track) -> str:

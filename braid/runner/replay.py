@@ -123,6 +123,10 @@ class DecodeReplay:
         self._make_room()
         return hidden_BD, recorded.batch.slot_mapping_T, recorded.kernel_seconds - before
 
+    def clear(self) -> None:
+        """Give the memory of all tapes back; they are recorded again when they are needed."""
+        self._recorded.clear()
+
     def _make_room(self) -> None:
         tapes = [recorded.tape for recorded in self._recorded.values() if recorded.tape is not None]
         total = sum(tape.num_bytes for tape in tapes)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from braid.core.faults import Faults
 from braid.core.request import TokenLogprobs
 from braid.core.step import SampledToken, SampleSpec, StepPlan, StepResult, Work
 from braid.models.decoder import CausalLM
@@ -25,7 +26,7 @@ from braid.runner.constraint import Masks
 from braid.runner.kv_store import KVStore
 from braid.runner.prompt import pool, score
 from braid.runner.replay import DecodeReplay
-from braid.runner.sampler import sample
+from braid.runner.sampler import Row, sample, sample_row
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class _Outcome:
 
     tokens: dict[str, SampledToken] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    exhausted: set[str] = field(default_factory=set)
     scores: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
     pooled: dict[str, list[float]] = field(default_factory=dict)
     deferred: set[str] = field(default_factory=set)
@@ -73,19 +75,37 @@ class Runner:
         model: weights loaded, on ``device``.
         kv: the one KV store; its blocks are named by the plans.
         masks: the grammars of requests with a constraint, which must begin there before they are planned.
+        faults: what tests let go wrong in here.
     """
 
     lanes = ("mixed",)
 
     def __init__(
-        self, model: CausalLM, kv: KVStore, *, device: torch.device, masks: Masks | None = None
+        self,
+        model: CausalLM,
+        kv: KVStore,
+        *,
+        device: torch.device,
+        masks: Masks | None = None,
+        faults: Faults | None = None,
     ) -> None:
+        faults = faults or Faults()
         self.times = RunnerTimes()
-        self.masks = masks or Masks(device)
+        self.progress = 0
+        """Layers and steps so far: while it moves, a step is long and not stuck."""
+        self.masks = masks or Masks(device, faults=faults)
         self._model = model
         self._kv = kv
         self._replay = DecodeReplay(model, kv)
         self._device = device
+        self._step_forward = faults.around("forward", self._forward, _phase)
+        self._weigh = faults.around("head", self._logits, lambda works, hidden_ND: _phase(works))
+        self._choose = faults.around("sample", _choose)
+        self._row = faults.around("row", sample_row, _manner)
+        self._score = faults.around("score", score)
+        self._pool = faults.around("pool", pool)
+        for block in model.blocks:
+            block.register_forward_hook(self._count_layer)
         self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[StepResult | BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve_lane, name="lane-mixed", daemon=True)
@@ -134,6 +154,7 @@ class Runner:
             outcome = self._isolate(plan.works, error)
         self._move_on(plan.works, outcome)
         self.times.steps += 1
+        self.progress += 1
         return StepResult(
             plan.step_id,
             plan.lane,
@@ -144,36 +165,46 @@ class Runner:
             scores=outcome.scores,
             pooled=outcome.pooled,
             deferred=frozenset(outcome.deferred),
+            exhausted=frozenset(outcome.exhausted),
         )
 
+    def _count_layer(self, block: nn.Module, inputs: object, output: object) -> None:
+        self.progress += 1
+
     def _isolate(self, works: Sequence[Work], error: Exception) -> _Outcome:
-        """After a failed step, run each work alone: only the guilty request fails.
+        """After a failed step, run each work alone: only the guilty request fails, and each takes less memory.
 
         Running a work again is safe, since it writes the same KV to the same slots.
         """
+        if _is_out_of_memory(error):
+            self._replay.clear()
         logger.error("a step of %d requests failed (%r); running them one by one", len(works), error)
         outcome = _Outcome()
         for work in works:
             try:
                 self._run([work], outcome)
             except Exception as own:
-                outcome.errors[work.request_id] = f"the model step failed: {own}"
                 logger.exception("request %s failed alone", work.request_id)
+                if _is_out_of_memory(own):
+                    outcome.exhausted.add(work.request_id)
+                    outcome.errors[work.request_id] = "the engine had no memory left for this request"
+                else:
+                    outcome.errors[work.request_id] = f"the model step failed: {own}"
         return outcome
 
     def _run(self, works: Sequence[Work], outcome: _Outcome) -> _Outcome:
         clock, times = time.perf_counter, self.times
         begin = clock()
-        step = self._forward(works)
+        step = self._step_forward(works)
         forwarded = clock()
         sampling = [(work.request_id, work.sample) for work in works if work.sample is not None]
-        logits_NV = self._model.logits(step.sampling_ND) if sampling else None
+        logits_NV = self._weigh(works, step.sampling_ND) if sampling else None
         self._answer_prompts(works, step, outcome)
         weighed = clock()
         masks: list[Tensor | None] | None = None
         if logits_NV is not None and any(spec.params.constraint is not None for _, spec in sampling):
             logits_NV, sampling, masks = self._constrain(logits_NV, sampling, len(works), outcome)
-        tokens, errors = _choose(logits_NV, sampling, masks)
+        tokens, errors = self._choose(logits_NV, sampling, masks, self._row)
         outcome.tokens.update(tokens)
         outcome.errors.update(errors)
         outcome.errors.update(self._quarantine(works, step))
@@ -213,8 +244,12 @@ class Runner:
             token = outcome.tokens.get(work.request_id)
             if token is None or work.sample is None or work.sample.params.constraint is None:
                 continue
-            if work.request_id not in outcome.errors:
+            if work.request_id in outcome.errors:
+                continue
+            try:
                 self.masks.advance(work.request_id, token.token_id)
+            except Exception as error:  # no thread can be started, say
+                outcome.errors[work.request_id] = f"its grammar cannot go on: {error}"
 
     def _answer_prompts(self, works: Sequence[Work], step: _Forward, outcome: _Outcome) -> None:
         """Weigh the prompt tokens and pool the hidden states of the works that ask for it."""
@@ -224,11 +259,14 @@ class Runner:
             hidden_ND = step.hidden_TD[step.query_start[row] : step.query_start[row + 1]]
             try:
                 if work.score is not None:
-                    outcome.scores[work.request_id] = score(self._model, hidden_ND, work.score)
+                    outcome.scores[work.request_id] = self._score(self._model, hidden_ND, work.score)
                 if work.pooling is not None:
-                    outcome.pooled[work.request_id] = pool(hidden_ND, work.pooling)
+                    outcome.pooled[work.request_id] = self._pool(hidden_ND, work.pooling)
             except ArithmeticError as error:
                 outcome.errors[work.request_id] = str(error)
+
+    def _logits(self, works: Sequence[Work], hidden_ND: Tensor) -> Tensor:
+        return self._model.logits(hidden_ND)
 
     def _forward(self, works: Sequence[Work]) -> _Forward:
         if all(work.is_decode and work.sample is not None for work in works):
@@ -265,15 +303,30 @@ def _choose(
     logits_NV: Tensor | None,
     sampling: Sequence[tuple[str, SampleSpec]],
     masks: Sequence[Tensor | None] | None,
+    row: Row,
 ) -> tuple[dict[str, SampledToken], dict[str, str]]:
     tokens: dict[str, SampledToken] = {}
     errors: dict[str, str] = {}
     if logits_NV is None or not sampling:
         return tokens, errors
-    outcomes = sample(logits_NV, [spec for _, spec in sampling], masks)
+    outcomes = sample(logits_NV, [spec for _, spec in sampling], masks, row=row)
     for (request_id, _), outcome in zip(sampling, outcomes, strict=True):
         if isinstance(outcome, SampledToken):
             tokens[request_id] = outcome
         else:
             errors[request_id] = f"sampling failed: {outcome}"
     return tokens, errors
+
+
+def _phase(works: Sequence[Work]) -> str:
+    kinds = {work.is_decode for work in works}
+    return "mixed" if len(kinds) > 1 else "decode" if True in kinds else "prefill"
+
+
+def _manner(logits_V: Tensor, spec: SampleSpec, mask_V: Tensor | None = None) -> str:
+    return "greedy" if spec.params.greedy else "random"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has an error of its own for devices, and a plain RuntimeError for main memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

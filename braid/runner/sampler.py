@@ -6,7 +6,7 @@ Shapes: N rows, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from braid.core.step import SampledToken, SampleSpec
 _FIRST_CANDIDATES = 256
 """Top-p and min-p look at this many candidates before they pay for sorting the whole vocabulary."""
 
+Row = Callable[[Tensor, SampleSpec, "Tensor | None"], SampledToken]
+
 
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that is a pure function of the request's seed and the output position."""
@@ -26,13 +28,18 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(
-    logits_NV: Tensor, specs: Sequence[SampleSpec], masks: Sequence[Tensor | None] | None = None
+    logits_NV: Tensor,
+    specs: Sequence[SampleSpec],
+    masks: Sequence[Tensor | None] | None = None,
+    *,
+    row: Row | None = None,
 ) -> list[SampledToken | Exception]:
     """Choose one token per row.
 
     Args:
         logits_NV: float32, one row per spec. Rows with adjustments are changed in place.
         masks: per row a bool mask_V that is True where a token is forbidden, or None.
+        row: chooses for a row that needs more than its largest logit; ``sample_row`` if not given.
 
     Returns:
         Per row the token, or the exception that this row alone caused.
@@ -45,7 +52,7 @@ def sample(
     results: list[SampledToken | Exception] = []
     for logits_V, spec, mask_V in zip(logits_NV, specs, masks, strict=True):
         try:
-            results.append(_sample_row(logits_V, spec, mask_V))
+            results.append((row or sample_row)(logits_V, spec, mask_V))
         except Exception as error:  # the fault wall: one row's fault is one request's error
             results.append(error)
     return results
@@ -79,7 +86,12 @@ def _forbid(logits_V: Tensor, mask_V: Tensor | None) -> None:
         logits_V[size:] = -torch.inf
 
 
-def _sample_row(logits_V: Tensor, spec: SampleSpec, mask_V: Tensor | None = None) -> SampledToken:
+def sample_row(logits_V: Tensor, spec: SampleSpec, mask_V: Tensor | None = None) -> SampledToken:
+    """Choose one token; changes ``logits_V``.
+
+    Raises:
+        ArithmeticError: the logits are not finite.
+    """
     params = spec.params
     raw_V = logits_V.clone() if params.logprobs is not None else None
     _forbid(logits_V, mask_V)

@@ -116,10 +116,18 @@ class Loop:
     def is_idle(self) -> bool:
         return not (self._inbox or self._in_flight or self._scheduler.has_unfinished)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step is in flight."""
+        return bool(self._in_flight)
+
     def run_once(self) -> None:
         """Plan on every free lane, then wait for whatever comes first and take it in."""
         self._drain_inbox()
         self._plan()
+        failures = self._scheduler.failures()
+        if failures:
+            self._sink(failures)
         until = self._scheduler.next_deadline()
         if not self._in_flight:
             self._rest(until)

@@ -15,6 +15,7 @@ Rules:
        for nobody.
     4. At least the last known token is computed, whatever the cache holds: its logits are needed.
     5. Leased blocks count as free wherever somebody needs them; leases are revoked before anybody is preempted.
+    6. Who finds no memory for the blocks that were granted is preempted while it runs, and fails before it does.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from braid.core.errors import InvalidParameterError, OverloadedError
+from braid.core.faults import Faults
 from braid.core.metrics import Histogram
 from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, Request, Status
@@ -39,6 +41,7 @@ from braid.sched.retention import Retention
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
 
 by_order = attrgetter("order")
+_NO_MEMORY = "the engine had no memory left for this request"
 
 
 class SchedulerStats(NamedTuple):
@@ -74,9 +77,15 @@ class Flight(NamedTuple):
 
 
 class Scheduler:
-    """Continuous batching over one block pool. Not thread-safe: one loop owns it."""
+    """Continuous batching over one block pool. Not thread-safe: one loop owns it.
 
-    def __init__(self, config: SchedulerConfig, policies: Policies | None = None) -> None:
+    Args:
+        faults: what tests let go wrong in here.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, policies: Policies | None = None, *, faults: Faults | None = None
+    ) -> None:
         self.config = config
         policies = policies or Policies()
         self._order = policies.order
@@ -84,6 +93,10 @@ class Scheduler:
         self._victim = policies.victim
         self._admission = policies.admission_for(config)
         self._pool = BlockPool(config.num_blocks)
+        faults = faults or Faults()
+        self._allocate_first = faults.around("blocks", self._pool.allocate, "start")
+        self._allocate_more = faults.around("blocks", self._pool.allocate, "grow")
+        self._failures: list[Delta] = []
         self._retention = Retention(self._pool)
         self._leases = self._retention.leases
         self._fillings: Fillings[Entry] = Fillings()
@@ -183,9 +196,14 @@ class Scheduler:
         grants = [(entry, 1) for entry in decodes[: share.num_decode_tokens]]
         left = share.num_prefill_tokens
         left -= self._continue_prefills(prefills, left, grants)
-        if not preempted and self._waiting:
+        if self._waiting and not (preempted and grants):
             self._admit(left, grants, now)
         return self._launch(lane, grants, preempted) if grants else None
+
+    def failures(self) -> list[Delta]:
+        """The ends of requests that failed while the last step was planned; each is told once."""
+        failures, self._failures = self._failures, []
+        return failures
 
     def update(self, result: StepResult, now: float) -> list[Delta]:
         """Take in what came of a step: tokens, ends, errors. Returns what callers are to know."""
@@ -200,7 +218,8 @@ class Scheduler:
                 continue
             error = result.errors.get(work.request_id)
             if error is not None:
-                deltas.append(self._fail(entry, error, now))
+                can_retry = work.request_id in result.exhausted
+                deltas.append(self._fail(entry, error, now, can_retry=can_retry))
                 continue
             deferred = work.request_id in result.deferred
             if deferred:
@@ -241,14 +260,20 @@ class Scheduler:
             if len(request.token_ids) <= len(request.block_ids) * block_size:
                 continue
             while request.status is Status.RUNNING and not self._leases.make_room(1):
-                preempted.append(self._preempt_one())
+                preempted.append(self._preempt(self._choose_victim()))
             if request.status is Status.RUNNING:
-                request.block_ids.extend(self._pool.allocate(1))
+                try:
+                    request.block_ids.extend(self._allocate_more(1))
+                except MemoryError:
+                    preempted.append(self._preempt(entry))
         return tuple(preempted)
 
-    def _preempt_one(self) -> str:
+    def _choose_victim(self) -> Entry:
         victim = self._victim.choose([entry.request for entry in self._running if entry.lane is None])
-        entry = self._entries[victim.request_id]
+        return self._entries[victim.request_id]
+
+    def _preempt(self, entry: Entry) -> str:
+        victim = entry.request
         self._leave_running(entry)
         victim.status = Status.PREEMPTED
         victim.num_computed_tokens = 0
@@ -275,8 +300,12 @@ class Scheduler:
             cached = self._match(entry)
             if self._park(entry, len(cached)):
                 continue
-            if not self._start(entry, cached, now):
-                break
+            try:
+                if not self._start(entry, cached, now):
+                    break
+            except MemoryError:
+                self._failures.append(self._fail(entry, _NO_MEMORY, now, can_retry=True))
+                continue
             count = min(left, entry.num_remaining)
             grants.append((entry, count))
             left -= count
@@ -308,7 +337,11 @@ class Scheduler:
         return True
 
     def _start(self, entry: Entry, cached: list[int], now: float) -> bool:
-        """Move the head of the queue to running, with blocks for all it has; False if it does not fit."""
+        """Move the head of the queue to running, with blocks for all it has; False if it does not fit.
+
+        Raises:
+            MemoryError: with everything as it was.
+        """
         request = entry.request
         block_size = self.config.block_size
         fresh = -(-len(request.token_ids) // block_size) - len(cached)
@@ -317,10 +350,14 @@ class Scheduler:
         load = PoolLoad(needed, num_free, self.config.num_blocks, len(self._running))
         if needed > num_free or not self._admission.admits(load):
             return False
-        self._waiting.pop(0)
         self._pool.acquire(cached)
         self._leases.make_room(fresh)
-        request.block_ids = cached + self._pool.allocate(fresh)
+        try:
+            request.block_ids = cached + self._allocate_first(fresh)
+        except MemoryError:
+            self._pool.release(cached)
+            raise
+        self._waiting.pop(0)
         entry.num_shared_blocks = len(cached)
         request.num_computed_tokens = len(cached) * block_size
         self._announce(entry, len(cached))
@@ -430,13 +467,15 @@ class Scheduler:
             embedding=answer.embedding(),
         )
 
-    def _fail(self, entry: Entry, error: str, now: float) -> Delta:
+    def _fail(self, entry: Entry, error: str, now: float, *, can_retry: bool = False) -> Delta:
         """End one request whose step went wrong; nobody else may read the blocks that it filled from now on."""
         request = entry.request
         self._pool.withdraw(request.block_ids[entry.num_shared_blocks :])
         self._end(entry, FinishReason.ERROR, now, error=error)
         cached, times = request.num_cached_tokens, request.times()
-        return Delta(request.request_id, (), None, cached, FinishReason.ERROR, None, error, times)
+        return Delta(
+            request.request_id, (), None, cached, FinishReason.ERROR, None, error, times, can_retry=can_retry
+        )
 
     def _end(
         self,

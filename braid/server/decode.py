@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from braid.core.errors import EngineDeadError
-from braid.core.request import Delta, FinishReason, TokenLogprobs
+from braid.core.request import FAILED, Delta, TokenLogprobs
 from braid.core.sampling import SamplingParams
-from braid.server.errors import RequestFailedError
+from braid.server.errors import failed
 from braid.text.stream import TextStream
 from braid.text.tokenizer import Tokenizer
 
@@ -73,12 +72,11 @@ class ChoiceDecoder:
 
         Raises:
             RequestFailedError: the engine failed on this request.
+            OverloadedError: it did for want of memory.
             EngineDeadError: the engine ended this request without being asked to.
         """
-        if delta.finish_reason is FinishReason.ERROR:
-            raise RequestFailedError(delta.error or "the engine failed on this request")
-        if delta.finish_reason is FinishReason.ABORT:
-            raise EngineDeadError("the engine gave the request up")
+        if delta.finish_reason in FAILED:
+            raise failed(delta)
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs

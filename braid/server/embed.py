@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 
 from braid.core.errors import EngineDeadError
-from braid.core.request import Delta, FinishReason
+from braid.core.request import FAILED, Delta
 from braid.core.sampling import SamplingParams
 from braid.engine.protocol import EngineClient, GenerateRequest
-from braid.server.errors import RequestFailedError
+from braid.server.errors import RequestFailedError, failed
 from braid.server.lifecycle import Usage, is_cancelled
 from braid.server.observe.metrics import SequenceTimer, ServerMetrics
 from braid.server.observe.report import CallReport
@@ -124,10 +124,8 @@ class Embedding:
         )
         async with aclosing(self._engine.generate(request)) as deltas:
             async for delta in deltas:
-                if delta.finish_reason is FinishReason.ERROR:
-                    raise RequestFailedError(delta.error or "the engine failed on this request")
-                if delta.finish_reason is FinishReason.ABORT:
-                    raise EngineDeadError("the engine gave the request up")
+                if delta.finish_reason in FAILED:
+                    raise failed(delta)
                 if delta.finish_reason is not None:
                     return delta
         raise EngineDeadError("the engine ended a request without a reason")

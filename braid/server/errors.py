@@ -10,6 +10,7 @@ import msgspec
 from starlette.responses import Response
 
 from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError, OverloadedError
+from braid.core.request import Delta, FinishReason
 
 RETRY_RANGE = (1.0, 120.0)
 """SDKs ignore a delay of 0, and openai-python gives up above 120 s."""
@@ -54,6 +55,14 @@ class HttpError(BraidError):
 
 class RequestFailedError(BraidError):
     """The engine failed on this one request; others are not touched."""
+
+
+def failed(delta: Delta) -> BraidError:
+    """Why the engine ended a request, whose last delta this is, without being asked to."""
+    if delta.finish_reason is FinishReason.ABORT:
+        return EngineDeadError("the engine gave the request up")
+    message = delta.error or "the engine failed on this request"
+    return OverloadedError(message) if delta.can_retry else RequestFailedError(message)
 
 
 class ClientDisconnectedError(BraidError):
