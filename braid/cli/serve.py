@@ -22,6 +22,7 @@ from braid.server.observe.config import ObserveConfig
 from braid.server.serve import bind, run
 from braid.text.detect import detect_format, warm_up
 from braid.text.template import ChatTemplate
+from braid.text.template_probe import probe
 from braid.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -100,6 +101,7 @@ def chat_template(tokenizer: Tokenizer, path: Path | None) -> ChatTemplate | Non
     source = tokenizer.chat_template if path is None else _read(path)
     if source is None:
         return None
+    probe(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
     return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
 
 

@@ -2,7 +2,8 @@
 
 Rendered by minijinja as Hugging Face renders with jinja2 (``trim_blocks``, ``lstrip_blocks``, loop controls, Python's
 string and dict methods, ``tojson``, ``raise_exception``, ``strftime_now``, ``{% generation %}``). A template comes
-with a model file and is not trusted: fuel bounds its steps, a cap its output, and it reaches no Python object or file.
+with a model file and is not trusted: fuel bounds its steps, a cap its output, checks the values it builds (see
+``braid.text.template_guard``), and it reaches no Python object or file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import minijinja
 from braid.core.errors import CheckpointError, InvalidParameterError
 from braid.text.format_data import shown_in
 from braid.text.messages import check_depth, prepare, wishes
+from braid.text.template_guard import CHARGE, MAX_JOINS, guard, too_many_joins
 from braid.text.tool_prompt import HERMES, shows_calls, tells_tools, write_tools
 from braid.text.wire import example_of, wire_of
 
@@ -26,12 +28,16 @@ MAX_CHARS = 8_000_000
 _MIN_FUEL = 1_000_000
 _LITERAL_BUDGET = 750_000_000
 _MAX_CALLS = 300_000
+_MAX_NAMED = 1_000_000_000
+"""Characters of all values that get names: what building them costs, some seconds."""
 _TOO_MANY_STEPS = "the chat template took too many steps for these messages"
 _NAME = "chat_template"
 _GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 _TAGS = re.compile(r"\{%.*?%\}|\{\{.*?\}\}|\{#.*?#\}", re.DOTALL)
 _TAIL_MARK = "\ue0f0CONTINUE\ue0f1"
-_RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"})
+_RESERVED = frozenset(
+    {CHARGE, "messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
+)
 
 
 class _RefusedError(Exception):
@@ -135,19 +141,25 @@ def _example(source: str) -> str:
 
 
 def _environment(source: str, max_chars: int, now: Callable[[], datetime]) -> minijinja.Environment:
+    if too_many_joins(source):
+        raise CheckpointError(f"chat template joins more than {MAX_JOINS} values in one expression")
     environment = minijinja.Environment(
         trim_blocks=True,
         lstrip_blocks=True,
         fuel=_fuel(source),
         debug=False,
         filters={"tojson": _json_filter(max_chars)},
-        globals={"raise_exception": _raise, "strftime_now": lambda form: now().strftime(form)},
+        globals={
+            "raise_exception": _raise,
+            "strftime_now": lambda form: now().strftime(form),
+            CHARGE: _value_counter(max_chars),
+        },
         finalizer=_counter(max_chars),
         auto_escape_callback=lambda name: False,
     )
     try:
         # The block marks assistant text for training; rendering treats it as plain.
-        environment.add_template(_NAME, _GENERATION.sub(_plain_block, source))
+        environment.add_template(_NAME, guard(_GENERATION.sub(_plain_block, source)))
     except minijinja.TemplateError as error:
         raise CheckpointError(f"chat template is not valid: {_describe(error)}") from error
     return environment
@@ -171,6 +183,21 @@ def _counter(max_chars: int) -> Callable[..., Any]:
         text = repr(value) if isinstance(value, float) else value
         _charge(state, len(text) if isinstance(text, str) else 0, max_chars)
         return text
+
+    return count
+
+
+def _value_counter(max_chars: int) -> Callable[..., bool]:
+    """What the template tells of each value it names: no value, nor all together, may become too long."""
+
+    @minijinja.pass_state
+    def count(state: Any, length: int) -> bool:
+        named = state.get_temp("named", 0) + length
+        state.set_temp("named", named)
+        _charge(state, 0, max_chars)
+        if length > max_chars or named > _MAX_NAMED:
+            raise _RefusedError(_too_long(max_chars))
+        return False
 
     return count
 
