@@ -2,12 +2,16 @@
 that sends the same bytes.
 
 Each application runs in a process of its own on uvicorn, as ``braid serve`` runs it (log lines included); the client is
-another process with bare sockets. One short chat turn is sent, whole and streamed. All sequences gain one token per
-step, and a step takes no time: tokens come as fast as the event loop lets them. Rounds are interleaved.
+another process with bare sockets. One short chat turn is sent. Rounds are interleaved.
 
-    max          requests (streamed: tokens) per second with all connections always busy
+    whole        not streamed; 16 tokens, there at once
+    lockstep     streamed; every turn of the event loop gives each sequence one token, so each is a write of its own
+    running      streamed; every millisecond gives each sequence one token, whether the shell has kept up or not, as an
+                 engine in another process does; tokens that are late go out together
+
+    max          requests (streams: tokens) per second with all connections always busy
     added p99    at half of Braid's maximum, Poisson arrivals: the 99th percentile of the time from when a request was
-                 due to its whole answer (streamed: to its first token), less the same of the bare application
+                 due to its whole answer (streams: to its first token), less the same of the bare application
 
 Run: python benchmarks/http_overhead.py [--rounds 5] [--json FILE]
 """
@@ -44,15 +48,15 @@ from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason
 from braid.engine.inbox import Inbox
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
-from braid.server.app import create_app
 from braid.server.config import ServerConfig, ServerContext
+from braid.server.serve import run
 from braid.text.tokenizer import load_tokenizer
 
 PATH = "/v1/chat/completions"
 APPS = ("braid", "starlette")
-KINDS = ("whole", "streamed")
-WHOLE_TOKENS = 16
-STREAMED_TOKENS = 64
+TOKENS = {"whole": 16, "lockstep": 64, "running": 128}
+"""Output tokens of each kind of request; they tell the servers which kind it is."""
+STEP_SECONDS = 0.001
 CONTEXT = 8192
 QUESTION = (
     "Which rivers run through the three largest cities of the country? Answer in one short sentence, please."
@@ -61,16 +65,16 @@ TEXT = " The river runs from the mountains to the sea and passes the old city on
 
 
 class NullEngine:
-    """Answers with the same tokens always; every step gives each sequence one. A whole answer takes one step."""
+    """Answers with the same tokens always. Two clocks give tokens to streams: the event loop's turns, and time."""
 
     is_ready = True
     down_reason = ""
     restarts = 0
 
     def __init__(self, token_ids: list[int], vocab_size: int) -> None:
-        self._tokens = [token_ids[index % len(token_ids)] for index in range(STREAMED_TOKENS)]
-        self._queues: dict[str, tuple[Inbox, int]] = {}
-        self._stepper: asyncio.Task[None] | None = None
+        self._tokens = [token_ids[index % len(token_ids)] for index in range(max(TOKENS.values()))]
+        self._streams: dict[str, dict[str, tuple[Inbox, int]]] = {"lockstep": {}, "running": {}}
+        self._steppers: dict[str, asyncio.Task[None]] = {}
         self.info = EngineInfo(
             model="null",
             architecture="none",
@@ -88,79 +92,104 @@ class NullEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         limit = request.params.max_tokens or 1
-        if limit == WHOLE_TOKENS:
-            tokens = tuple(self._tokens[:WHOLE_TOKENS])
-            yield Delta(request.request_id, tokens, None, 0, FinishReason.LENGTH)
+        kind = next(kind for kind, tokens in TOKENS.items() if tokens == limit)
+        if kind == "whole":
+            yield Delta(request.request_id, tuple(self._tokens[:limit]), None, 0, FinishReason.LENGTH)
             return
-        queue = Inbox()
-        self._queues[request.request_id] = (queue, 0)
-        if self._stepper is None:
-            self._stepper = asyncio.create_task(self._step())
+        inbox = Inbox()
+        self._streams[kind][request.request_id] = (inbox, 0)
+        if kind not in self._steppers:
+            self._steppers[kind] = asyncio.create_task(self._run(kind))
         try:
             while True:
-                delta = await queue.get()
+                delta = await inbox.get()
                 yield delta
                 if delta.finish_reason is not None:
                     return
         finally:
-            self._queues.pop(request.request_id, None)
+            self._streams[kind].pop(request.request_id, None)
 
-    async def _step(self) -> None:
-        while self._queues:
-            for request_id, (queue, done) in tuple(self._queues.items()):
-                reason = FinishReason.LENGTH if done + 1 == STREAMED_TOKENS else None
-                queue.put(Delta(request_id, (self._tokens[done],), None, 0, reason))
-                if reason is None:
-                    self._queues[request_id] = (queue, done + 1)
-                else:
-                    del self._queues[request_id]
-            await asyncio.sleep(0)
-        self._stepper = None
+    async def _run(self, kind: str) -> None:
+        done, begin = 0, time.perf_counter()
+        while self._streams[kind]:
+            if kind == "lockstep":
+                self._step(kind)
+                await asyncio.sleep(0)
+                continue
+            while done < (time.perf_counter() - begin) / STEP_SECONDS:
+                self._step(kind)
+                done += 1
+            await asyncio.sleep(STEP_SECONDS)
+        del self._steppers[kind]
+
+    def _step(self, kind: str) -> None:
+        streams = self._streams[kind]
+        for request_id, (inbox, at) in tuple(streams.items()):
+            last = at + 1 == TOKENS[kind]
+            inbox.put(Delta(request_id, (self._tokens[at],), None, 0, FinishReason.LENGTH if last else None))
+            if last:
+                del streams[request_id]
+            else:
+                streams[request_id] = (inbox, at + 1)
 
     async def stats(self) -> EngineStats:
-        return EngineStats(num_running=len(self._queues))
+        return EngineStats(num_running=sum(map(len, self._streams.values())))
 
     async def program(self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None) -> Outcome:
         return Outcome(verb.value, Applied.IGNORED, "unsupported")
 
 
-def braid_app() -> Any:
+def braid_context() -> ServerContext:
     tokenizer = load_tokenizer(open_checkpoint(resolve(DEFAULT_MODEL, offline=True)))
     engine = NullEngine(tokenizer.encode(TEXT, add_special_tokens=False), tokenizer.vocab_size)
-    context = ServerContext(
+    return ServerContext(
         engine=engine,
         tokenizer=tokenizer,
         chat_template=chat_template(tokenizer, None),
         served_model_names=("null",),
         config=ServerConfig(),
     )
-    return create_app(context)
 
 
 def bare_app(folder: Path) -> Any:
-    """Sends what Braid sent; a stream is a chunk per token, with one turn of the event loop between two."""
+    """Sends what Braid sent, a chunk per token by the same two clocks."""
     whole = (folder / "whole").read_bytes()
-    chunks = [part + b"\n\n" for part in (folder / "streamed").read_bytes().split(b"\n\n") if part]
+    chunks = {
+        kind: [part + b"\n\n" for part in (folder / kind).read_bytes().split(b"\n\n") if part]
+        for kind in TOKENS
+        if kind != "whole"
+    }
 
-    async def stream() -> AsyncIterator[bytes]:
-        for chunk in chunks:
+    async def lockstep() -> AsyncIterator[bytes]:
+        for chunk in chunks["lockstep"]:
             yield chunk
             await asyncio.sleep(0)
 
+    async def running() -> AsyncIterator[bytes]:
+        begin, sent = time.perf_counter(), 0
+        while sent < len(chunks["running"]):
+            await asyncio.sleep(STEP_SECONDS)
+            due = int((time.perf_counter() - begin) / STEP_SECONDS)
+            yield b"".join(chunks["running"][sent:due])
+            sent = max(sent, due)
+
     async def answer(request: Request) -> Response:
         wanted = msgspec.json.decode(await request.body())
-        if wanted["stream"]:
-            return StreamingResponse(stream(), media_type="text/event-stream")
-        return Response(whole, media_type="application/json")
+        if not wanted["stream"]:
+            return Response(whole, media_type="application/json")
+        stream = lockstep() if wanted["max_tokens"] == TOKENS["lockstep"] else running()
+        return StreamingResponse(stream, media_type="text/event-stream")
 
     return Starlette(routes=[Route(PATH, answer, methods=["POST"])])
 
 
 def serve(name: str, port: int, folder: Path) -> None:
     _log_to("info")
-    app = braid_app() if name == "braid" else bare_app(folder)
+    if name == "braid":
+        run(braid_context(), port=port)
+        return
     config = uvicorn.Config(
-        app,
+        bare_app(folder),
         port=port,
         http="httptools",
         ws="none",
@@ -220,9 +249,8 @@ def request_bytes(kind: str) -> bytes:
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": QUESTION},
     ]
-    tokens = WHOLE_TOKENS if kind == "whole" else STREAMED_TOKENS
-    fields = {"model": None, "messages": messages, "max_tokens": tokens, "temperature": 0.7}
-    body = msgspec.json.encode({**fields, "stream": kind == "streamed"})
+    fields = {"messages": messages, "max_tokens": TOKENS[kind], "temperature": 0.7}
+    body = msgspec.json.encode({**fields, "stream": kind != "whole"})
     head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
@@ -247,7 +275,7 @@ async def connect(port: int) -> Connection:
 
 async def busy(port: int, kind: str, connections: int, seconds: float) -> float:
     """Requests per second, or tokens per second, with every connection always busy."""
-    request, streamed = request_bytes(kind), kind == "streamed"
+    request, streamed = request_bytes(kind), kind != "whole"
     clients = [await connect(port) for _ in range(connections)]
     begin = time.perf_counter()
     done = 0
@@ -256,7 +284,7 @@ async def busy(port: int, kind: str, connections: int, seconds: float) -> float:
         nonlocal done
         while time.perf_counter() - begin < seconds:
             await client.ask(request, streamed=streamed)
-            done += STREAMED_TOKENS if streamed else 1
+            done += TOKENS[kind] if streamed else 1
 
     await asyncio.gather(*(one(client) for client in clients))
     elapsed = time.perf_counter() - begin
@@ -267,7 +295,7 @@ async def busy(port: int, kind: str, connections: int, seconds: float) -> float:
 
 async def paced(port: int, kind: str, rate: float, seconds: float, seed: int) -> float:
     """99th percentile, in seconds, of answers to ``rate`` requests per second."""
-    request, streamed = request_bytes(kind), kind == "streamed"
+    request, streamed = request_bytes(kind), kind != "whole"
     idle = [await connect(port) for _ in range(32)]
     gaps = random.Random(seed)
     loop = asyncio.get_running_loop()
@@ -311,8 +339,8 @@ async def ready(port: int) -> None:
 async def sample(port: int, folder: Path) -> None:
     """Keep one answer of each kind for the bare application."""
     client = await connect(port)
-    for kind in KINDS:
-        answer = await client.ask(request_bytes(kind), streamed=kind == "streamed")
+    for kind in TOKENS:
+        answer = await client.ask(request_bytes(kind), streamed=kind != "whole")
         assert answer.startswith(b"HTTP/1.1 200"), answer
         (folder / kind).write_bytes(body_of(answer, kind))
 
@@ -326,7 +354,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, A
         await sample(ports["braid"], folder)
         processes.append(start("starlette", ports["starlette"], folder))
         await ready(ports["starlette"])
-        return [await measure_kind(kind, ports, options) for kind in KINDS]
+        return [await measure_kind(kind, ports, options) for kind in TOKENS]
     finally:
         for process in processes:
             process.terminate()
@@ -341,7 +369,7 @@ async def measure_kind(kind: str, ports: dict[str, int], options: argparse.Names
         for name, port in ports.items():
             rates[name].append(await busy(port, kind, options.connections, options.seconds))
     best = {name: statistics.median(values) for name, values in rates.items()}
-    half = best["braid"] / 2 / (STREAMED_TOKENS if kind == "streamed" else 1)
+    half = best["braid"] / 2 / (TOKENS[kind] if kind != "whole" else 1)
     late: dict[str, list[float]] = {name: [] for name in APPS}
     for seed in range(options.rounds):
         for name, port in ports.items():
@@ -349,7 +377,7 @@ async def measure_kind(kind: str, ports: dict[str, int], options: argparse.Names
     p99 = {name: statistics.median(values) * 1000 for name, values in late.items()}
     return {
         "kind": kind,
-        "unit": "tok/s" if kind == "streamed" else "req/s",
+        "unit": "tok/s" if kind != "whole" else "req/s",
         "braid max": best["braid"],
         "starlette max": best["starlette"],
         "ratio": statistics.median(b / s for b, s in zip(rates["braid"], rates["starlette"], strict=True)),
