@@ -8,6 +8,8 @@ from enum import StrEnum
 from braid.core.errors import InvalidParameterError
 
 MAX_SOURCE_BYTES = 256 << 10
+JSON_BLANKS = r"( |\n[ \t]{0,40})?"
+"""Between the parts of JSON: what people and programs write. Without a bound weak models write blanks for ever."""
 
 
 class ConstraintKind(StrEnum):

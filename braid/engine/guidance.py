@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from braid.core.constraint import Constraint, ConstraintKind
+from braid.core.constraint import JSON_BLANKS, Constraint, ConstraintKind
 from braid.core.errors import InvalidParameterError
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ def compile_constraint(tokenizer: llguidance.LLTokenizer, constraint: Constraint
     import llguidance
 
     to_grammar: dict[ConstraintKind, Callable[[str], str]] = {
-        ConstraintKind.JSON_SCHEMA: llguidance.LLMatcher.grammar_from_json_schema,
+        ConstraintKind.JSON_SCHEMA: partial(
+            llguidance.LLMatcher.grammar_from_json_schema, defaults={"whitespace_pattern": JSON_BLANKS}
+        ),
         ConstraintKind.REGEX: llguidance.LLMatcher.grammar_from_regex,
         ConstraintKind.LARK: llguidance.LLMatcher.grammar_from_lark,
     }

@@ -355,7 +355,8 @@ def test_closing_the_engine_ends_every_thread_and_process(tiny_llama: Path) -> N
 
 
 def test_the_default_model_fills_schemas_in() -> None:
-    people = closed(name={"type": "string", "maxLength": 20}, age=AGE, tags={"type": "array", "items": WORD})
+    tags = {"type": "array", "items": WORD, "maxItems": 3}
+    people = closed(name={"type": "string", "maxLength": 20}, age=AGE, tags=tags)
     wanted = [schema(people), regex(r"[A-Z][a-z]+, [A-Z][a-z]+"), schema(SCHEMAS[20])]
     with LLM(max_model_len=512, max_num_seqs=4) as llm:
         question = [{"role": "user", "content": "Describe a person called Alice."}]
