@@ -27,8 +27,8 @@ _ALPHANUMERIC = string.ascii_letters + string.digits
 class SpecialTokens(Protocol):
     """What a format needs of a tokenizer."""
 
-    @property
-    def special_token_ids(self) -> frozenset[int]: ...
+    special_token_ids: frozenset[int]
+    eos_token_ids: frozenset[int]
 
     def token_id(self, token: str, /) -> int | None: ...
 
@@ -71,7 +71,8 @@ class TemplateFormat:
         self._make_id = _short_id if call_id == "short" else _long_id
         special = {tokenizer.token_text(id): id for id in tokenizer.special_token_ids}
         known = _marker_text(template) + ("" if wire is None else wire.text)
-        self._tokens = WireTokens({text: id for text, id in special.items() if text and text in known})
+        ids = {text: id for text, id in special.items() if text and text in known}
+        self._tokens = WireTokens(ids, frozenset(t for t, id in ids.items() if id in tokenizer.eos_token_ids))
         self.special_tokens = frozenset(self._tokens.ids)
 
     def __repr__(self) -> str:

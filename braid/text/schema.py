@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from braid.core.constraint import JSON_BLANKS
 from braid.text.tools import Tool
 
 _DEFINITIONS = ("$defs", "definitions")
 # Words of JSON schema that the grammar does not know are left out of it rather than refused.
-_LENIENT = {"x-guidance": {"lenient": True}}
+_LENIENT = {"x-guidance": {"lenient": True, "whitespace_pattern": JSON_BLANKS}}
 _MAX_HOPS = 16
 _MAX_REPEAT = 4096
 

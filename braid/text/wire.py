@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from braid.core.constraint import Constraint, ConstraintKind
+from braid.core.constraint import JSON_BLANKS, Constraint, ConstraintKind
 from braid.core.errors import InvalidParameterError
 from braid.text.schema import call_schema, is_text, property_schemas, text_bounds, tool_schema
 from braid.text.shell import shell_tool
@@ -27,9 +27,13 @@ _ANY = r"/(.|\n)*/"
 
 
 class WireTokens(NamedTuple):
-    """Ids of the markers that are special tokens: text of the same letters is not the marker."""
+    """Ids of the markers that are special tokens: text of the same letters is not the marker.
+
+    ``ends`` are those that end an output wherever they come: no grammar says them, and nothing follows them.
+    """
 
     ids: Mapping[str, int]
+    ends: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +148,8 @@ def _answer(lark: _Lark, wire: Wire | None, answer: Constraint) -> str:
 def _calls(lark: _Lark, wire: Wire, tools: Sequence[Tool], parallel: bool) -> str:
     """One call, or several."""
     calls = lark.rule(" | ".join(_call(lark, wire.call, tool) for tool in tools))
+    last = wire.call[-1]
+    parallel = parallel and not (isinstance(last, str) and lark.ends_output(last))
     more = f" ({lark.literal(wire.between)} {calls})*" if parallel else ""
     return lark.rule(f"{lark.literal(wire.begin)} {calls}{more} {lark.literal(wire.end)}")
 
@@ -210,6 +216,7 @@ class _Lark:
 
     def __init__(self, tokens: WireTokens) -> None:
         self._tokens = tokens.ids
+        self._ends = tokens.ends
         longest = sorted(tokens.ids, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
         self._lines: list[str] = []
@@ -227,11 +234,15 @@ class _Lark:
         """Exactly this text, special tokens as themselves."""
         parts, at = [], 0
         for match in self._special.finditer(text):
-            parts += [text[at : match.start()], f"<[{self._tokens[match[0]]}]>"]
+            token = "" if match[0] in self._ends else f"<[{self._tokens[match[0]]}]>"
+            parts += [text[at : match.start()], token]
             at = match.end()
         parts.append(text[at:])
         quoted = [p if i % 2 else json.dumps(p, ensure_ascii=False) for i, p in enumerate(parts) if p]
         return " ".join(quoted)
+
+    def ends_output(self, text: str) -> bool:
+        return any(match[0] in self._ends for match in self._special.finditer(text))
 
     def blank(self) -> str:
         return r"/\n{0,2}/"
@@ -267,11 +278,22 @@ class _Lark:
     def embed(self, answer: Constraint) -> str:
         match answer.kind:
             case ConstraintKind.JSON_SCHEMA:
-                return self.rule(f"%json {answer.source}")
+                return self.rule(f"%json {_answer_schema(answer)}")
             case ConstraintKind.REGEX:
                 return self.rule(f"/{_slashed(answer.source)}/")
             case ConstraintKind.LARK:
                 return self.rule(f"%lark {{\n{answer.source}\n}}")
+
+
+def _answer_schema(answer: Constraint) -> str:
+    """A client's schema, with blanks as in the schemas of tools; what is no schema is left for the engine to refuse."""
+    try:
+        schema = json.loads(answer.source)
+    except (ValueError, RecursionError):
+        return answer.source
+    if not isinstance(schema, dict) or "x-guidance" in schema:
+        return answer.source
+    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_BLANKS}}, ensure_ascii=False)
 
 
 def _slashed(pattern: str) -> str:

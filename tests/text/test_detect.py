@@ -16,6 +16,8 @@ from braid.text.tools import Tool
 
 
 class Tokens:
+    eos_token_ids: frozenset[int] = frozenset()
+
     def __init__(self, *special: str) -> None:
         self.special = special
         self.special_token_ids = frozenset(range(len(special)))

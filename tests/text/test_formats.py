@@ -51,6 +51,7 @@ class NoSpecial:
     """A vocabulary without special tokens."""
 
     special_token_ids: frozenset[int] = frozenset()
+    eos_token_ids: frozenset[int] = frozenset()
 
     def token_id(self, token: str) -> int | None:
         return None
@@ -468,7 +469,7 @@ def test_reading_calls_loads_no_torch() -> None:
         "import sys\n"
         "from braid.text.detect import detect_format, warm_up\n"
         "class T:\n"
-        "    special_token_ids = frozenset()\n"
+        "    special_token_ids = eos_token_ids = frozenset()\n"
         "    token_id = staticmethod(lambda token: None)\n"
         "    token_text = staticmethod(lambda id: '')\n"
         "hermes = detect_format('<tool_call> tools', T())\n"

@@ -78,6 +78,7 @@ class Vocabulary:
             [bytes([byte]) for byte in range(256)] + [b"<eos>"] + [text.encode() for text in special]
         )
         self.special_token_ids = frozenset(range(EOS, len(self.tokens)))
+        self.eos_token_ids = frozenset({EOS})
         self.eos_token_id, self.bos_token_id = EOS, None
 
     def __call__(self, text: bytes) -> list[int]:
@@ -317,3 +318,21 @@ def test_what_cannot_be_demanded_is_refused() -> None:
     big = Tool(name="big", parameters={"type": "object", "description": "x" * (300 << 10)})
     with pytest.raises(InvalidParameterError, match="bytes"):
         make("hermes", "text").constraint(tools=(big,), choice=ToolChoice("required"), **free)
+
+
+def test_a_token_that_ends_the_output_is_left_to_the_engine() -> None:
+    vocabulary = Vocabulary(SPECIAL)
+    end = vocabulary.token_id("<|call|>")
+    assert end is not None
+    vocabulary.eos_token_ids = frozenset({end})
+    data = by_name("harmony")
+    format_ = TemplateFormat("harmony", data.template, wire_of(data.wire), vocabulary, reasons=False)
+    source = grammar(format_, choice=ToolChoice("required", ("bash",)))
+    assert f"<[{end}]>" not in source
+    text = sample(source, "special", 1)
+    assert [name for name, _ in read(format_, text)[2]] == ["bash"]
+    assert _accepts(
+        source,
+        "special",
+        '<|channel|>commentary to=functions.bash <|constrain|>json<|message|>{"command": ""}',
+    )
