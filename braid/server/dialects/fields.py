@@ -21,6 +21,31 @@ class _FirstError(FailFast):
 
 Items = Annotated[list[Item], _FirstError()]
 
+
+class ProgramFields(BaseModel):
+    """Fields that say which program a request belongs to, and what its client wishes for the time after it.
+
+    They are read and checked in ``braid.server.programs``; here they only count as known.
+    """
+
+    session_id: Any = None
+    parent_session_id: Any = None
+    session_final: Any = None
+    program_id: Any = None
+    job_id: Any = None
+    is_last_step: Any = None
+    this_func_call: Any = None
+    last_func_call: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    cache_control: Any = None
+    agent_hint: Any = None
+    agent_hints: Any = None
+    nvext: Any = None
+    vllm_xargs: Any = None
+
+
 CHANGES_OUTPUT = frozenset(
     {
         "chat_template_caps",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from braid.core.constraint import Constraint
 from braid.core.errors import InvalidParameterError
 from braid.core.sampling import MAX_STOP, SamplingParams
-from braid.server.dialects.fields import Items, refuse
+from braid.server.dialects.fields import Items, ProgramFields, refuse
 from braid.server.dialects.schemas import MAX_STOP_CHARS, MAX_STOP_TOKEN_IDS, UNSUPPORTED, check_common
 from braid.server.dialects.structured import StructuredFields, schema_constraint
 from braid.server.dialects.tools import parse_function
@@ -149,7 +149,7 @@ class CountRequest(StructuredFields):
         return {**variables, **(self.chat_template_kwargs or {})}
 
 
-class MessagesRequest(CountRequest):
+class MessagesRequest(CountRequest, ProgramFields):
     max_tokens: int
     stream: bool | None = None
     stop_sequences: Items[str] | None = None
@@ -167,22 +167,6 @@ class MessagesRequest(CountRequest):
     min_tokens: int | None = None
     cache_salt: str | None = None
     priority: int | None = None
-    # Read where the program of a request is told: these need no type here.
-    session_id: Any = None
-    parent_session_id: Any = None
-    session_final: Any = None
-    program_id: Any = None
-    job_id: Any = None
-    is_last_step: Any = None
-    this_func_call: Any = None
-    last_func_call: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    agent_hint: Any = None
-    agent_hints: Any = None
-    nvext: Any = None
-    vllm_xargs: Any = None
     # Accepted without effect on the output.
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from braid.core.errors import InvalidParameterError
 from braid.core.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
 from braid.server.dialects.fields import Items as Items
-from braid.server.dialects.fields import refuse
+from braid.server.dialects.fields import ProgramFields, refuse
 from braid.server.dialects.structured import StructuredFields
 from braid.server.guard.body import echo
 
@@ -80,7 +80,7 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class RequestFields(StructuredFields):
+class RequestFields(StructuredFields, ProgramFields):
     """What chat and completions have in common; None always means the default."""
 
     model_config = ConfigDict(strict=True)
@@ -117,23 +117,6 @@ class RequestFields(StructuredFields):
     service_tier: str | None = None
     safety_identifier: str | None = None
     store: bool | None = None
-    # Read where the program of a request is told: these need no type here.
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    cache_control: Any = None
-    session_id: Any = None
-    parent_session_id: Any = None
-    session_final: Any = None
-    program_id: Any = None
-    job_id: Any = None
-    is_last_step: Any = None
-    this_func_call: Any = None
-    last_func_call: Any = None
-    agent_hint: Any = None
-    agent_hints: Any = None
-    nvext: Any = None
-    vllm_xargs: Any = None
 
     def sampling_params(
         self,
