@@ -13,15 +13,20 @@ MAX_N = 16
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP = 16
+_LONGEST_ECHO = 40
 
 
 def _require(ok: bool, param: str, value: object, valid: str) -> None:
     if not ok:
-        raise InvalidParameterError(f"{param} must be {valid}, got {value!r}", param=param)
+        got = repr(value)
+        if len(got) > _LONGEST_ECHO:
+            got = got[:_LONGEST_ECHO] + "..."
+        raise InvalidParameterError(f"{param} must be {valid}, got {got}", param=param)
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Finite; ``math.isfinite`` would raise for integers beyond all floats."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _whole(value: object) -> bool:

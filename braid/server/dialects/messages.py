@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from braid.core.errors import InvalidParameterError
 from braid.core.sampling import SamplingParams
 from braid.server.dialects.fields import asks, note_ignored, warning_header
 from braid.server.dialects.messages_events import (
@@ -114,6 +115,10 @@ class MessageRoutes:
         return wanted, dropped, talk.num_stripped
 
     def _conversation(self, fields: CountRequest) -> Conversation:
+        most, count = self._pipeline.context.config.max_messages, len(fields.messages)
+        if count > most:  # asked of what was sent: messages of one role in a row become one
+            message = f"messages must have 1 to {most} entries, got {count}"
+            raise InvalidParameterError(message, param="messages")
         return read_conversation(
             fields.system,
             fields.messages,
