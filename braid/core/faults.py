@@ -62,15 +62,31 @@ class InjectedError(Exception):
 
 
 class Faults:
-    """A plan and how far it has come. Safe from any thread."""
+    """A plan and how far it has come. Safe from any thread.
 
-    def __init__(self, plan: Iterable[Fault] = (), *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._plan = tuple(plan)
-        self._points = frozenset(fault.point for fault in self._plan)
-        self._sleep = sleep
+    Args:
+        points: further places that a later plan may name.
+        sleep: how a delay waits.
+    """
+
+    def __init__(
+        self,
+        plan: Iterable[Fault] = (),
+        *,
+        points: Iterable[str] = (),
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._lock = threading.Lock()
-        self._visits: Counter[tuple[str, str]] = Counter()
-        self._struck: Counter[Fault] = Counter()
+        self._sleep = sleep
+        self.arm(plan)
+        self._points = frozenset((*points, *(fault.point for fault in self._plan)))
+
+    def arm(self, plan: Iterable[Fault]) -> None:
+        """Begin another plan; visits are counted anew."""
+        with self._lock:
+            self._plan = tuple(plan)
+            self._visits: Counter[tuple[str, str]] = Counter()
+            self._struck: Counter[Fault] = Counter()
 
     @property
     def unstruck(self) -> tuple[Fault, ...]:
@@ -80,7 +96,7 @@ class Faults:
     def around(
         self, point: str, call: Callable[Args, Value], phase: str | Callable[Args, str] = ""
     ) -> Callable[Args, Value]:
-        """``call`` itself if the plan does not name the point; else ``call`` with a visit before it.
+        """``call`` itself if no plan may name the point; else ``call`` with a visit before it.
 
         Args:
             phase: of every visit, or made from a visit's arguments.

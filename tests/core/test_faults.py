@@ -41,6 +41,17 @@ def test_the_named_visits_fail() -> None:
     assert call(number=3) == 6
 
 
+def test_another_plan_counts_anew() -> None:
+    faults = Faults(points=("p",))
+    call = faults.around("p", double)
+    assert call(1) == 2
+    faults.arm([Fault(point="p")])
+    with pytest.raises(InjectedError):
+        call(1)
+    faults.arm([])
+    assert call(1) == 2
+
+
 def test_phases_are_counted_apart() -> None:
     faults = Faults([Fault(point="p", phase="b", first=2), Fault(point="p", first=5, kind=FaultKind.MEMORY)])
     assert outcomes(faults, ["a", "b", "a", "b", "a"]) == ["", "", "", "InjectedError", "MemoryError"]
