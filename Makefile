@@ -70,7 +70,7 @@ $(STAMPS)/engine: $(STAMPS)/torch pyproject.toml $(NATIVE)
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/engine
-	$(PIP) -e ".[engine,dev]"
+	$(PIP) -e ".[engine,lab,dev]"
 	$(PIP) --no-deps $(TEST_PACKAGES)
 	@touch $@
 
