@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -23,7 +24,7 @@ def run(name: str, *words: str) -> str:
     return done.stdout
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """The address of ``braid serve`` with its default model."""
     code = "import sys; from braid.cli import main; sys.exit(main())"
@@ -43,8 +44,10 @@ def url() -> Iterator[str]:
 
 
 def test_every_example_is_short_and_run_here() -> None:
-    assert EXAMPLES == ["openai_client.py", "python_api.py", "streaming.py"]
+    here = Path(__file__).read_text()
+    assert EXAMPLES
     for name in EXAMPLES:
+        assert f'run("{name}"' in here
         assert len((ROOT / "examples" / name).read_text().splitlines()) < 60
 
 
@@ -59,3 +62,21 @@ def test_streaming() -> None:
 
 def test_openai_client(url: str) -> None:
     assert run("openai_client.py", url) == "The capital of France is Paris.\n"
+
+
+def test_anthropic_client(url: str) -> None:
+    answer, usage = run("anthropic_client.py", url.removesuffix("/v1")).splitlines()
+    assert answer == "The capital of France is Paris."
+    assert usage.endswith(" 8 came back")
+
+
+def test_tools(url: str) -> None:
+    out = run("tools.py", url)
+    assert out.startswith("get_weather(")
+    assert "-> It is 18 degrees and sunny in Paris." in out
+
+
+def test_structured(url: str) -> None:
+    person, verdict = run("structured.py", url).splitlines()
+    assert list(ast.literal_eval(person)) == ["name", "born", "field"]
+    assert verdict in ("positive", "negative")
