@@ -15,7 +15,7 @@ from braid.text.tools import Tool
 Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-RENDER_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
+RENDER_ARGUMENTS = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 
 def render_turn(context: ServerContext, wanted: TurnRequest) -> str:

@@ -132,7 +132,7 @@ def _part(part: Any, where: str) -> str:
     if not isinstance(part, Mapping):
         raise _error(where, f"must be an object, is a {type(part).__name__}")
     kind = part.get("type", "text")
-    if kind not in _TEXT_KEYS:
+    if not isinstance(kind, str) or kind not in _TEXT_KEYS:
         raise _error(f"{where}.type", f"{str(kind)[:40]!r} is not supported by this model; supported: text")
     text = part.get(_TEXT_KEYS[kind])
     if not isinstance(text, str):

@@ -12,6 +12,7 @@ _DEFINITIONS = ("$defs", "definitions")
 # Words of JSON schema that the grammar does not know are left out of it rather than refused.
 _LENIENT = {"x-guidance": {"lenient": True, "whitespace_pattern": JSON_BLANKS}}
 _MAX_HOPS = 16
+_MAX_REFERENCE = 1024
 _MAX_REPEAT = 4096
 
 
@@ -48,7 +49,8 @@ def property_schemas(tool: Tool) -> Iterator[tuple[str, Mapping[str, Any], bool]
     """Each argument's name, its schema with the definitions it may refer to, and whether it must be there."""
     parameters = tool.parameters or {}
     properties = parameters.get("properties")
-    required = parameters.get("required") or ()
+    required = parameters.get("required")
+    required = required if isinstance(required, list) else []
     shared = {key: parameters[key] for key in _DEFINITIONS if key in parameters}
     for name, schema in (properties if isinstance(properties, Mapping) else {}).items():
         resolved = resolve(schema, parameters)
@@ -72,6 +74,8 @@ def resolve(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _follow(root: Any, reference: str) -> Any:
+    if len(reference) > _MAX_REFERENCE:  # it is split anew for every property that refers to it
+        return None
     for key in reference[2:].split("/"):
         key = key.replace("~1", "/").replace("~0", "~")
         root = root.get(key) if isinstance(root, Mapping) else None
@@ -100,7 +104,8 @@ def is_text(schema: Mapping[str, Any]) -> bool:
     """Whether a value is written as plain text, without quotes."""
     declared = schema.get("type")
     types = [declared] if isinstance(declared, str) else declared if isinstance(declared, list) else []
-    options = [option for key in ("anyOf", "oneOf") for option in schema.get(key) or ()]
+    given = [schema.get(key) for key in ("anyOf", "oneOf")]
+    options = [option for entries in given if isinstance(entries, list) for option in entries]
     if not types and not options:
         return "enum" not in schema and "const" not in schema
     return "string" in types or any(isinstance(option, Mapping) and is_text(option) for option in options)

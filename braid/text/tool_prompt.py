@@ -41,17 +41,30 @@ def write_tools(
 
 
 def _written(messages: Sequence[Message], source: str) -> list[Message]:
+    """Results in a row are one message, whose text is joined when the last is known: there may be thousands."""
     result: list[Message] = []
+    results: list[str] = []
     for message in messages:
+        calls = message.get("tool_calls")
         if message["role"] in ("tool", "function"):
-            _add_result(result, message)
-        elif message.get("tool_calls"):
-            result.append(_with_calls(message))
-        elif message["role"] == "user" and _is_result(result) and "alternate" in source:
-            _extend(result[-1], "\n\n" + text_of(message["content"]))
+            if not results:
+                result.append({"role": "user", "content": message["content"], "tool_result": True})
+            results.append(f"<tool_response>\n{text_of(message['content'])}\n</tool_response>")
+        elif message["role"] == "user" and results and not calls and "alternate" in source:
+            results.append("\n" + text_of(message["content"]))
         else:
-            result.append(message)
+            _settle(result, results)
+            result.append(_with_calls(message) if calls else message)
+    _settle(result, results)
     return result
+
+
+def _settle(messages: Sequence[Message], results: list[str]) -> None:
+    """Write the results that the last message stands for, if it does."""
+    if results:
+        last = messages[-1]
+        last["content"] = _like(last["content"], "\n".join(results))
+        results.clear()
 
 
 def describe(tools: Sequence[Mapping[str, Any]], example: str = HERMES) -> str:
@@ -84,18 +97,6 @@ def _tell(messages: list[Message], told: str, source: str) -> list[Message]:
         return [first, *messages[1:]]
     like = messages[0]["content"] if messages else ""
     return [{"role": role, "content": _like(like, told)}, *messages]
-
-
-def _add_result(messages: list[Message], message: Message) -> None:
-    text = f"<tool_response>\n{text_of(message['content'])}\n</tool_response>"
-    if _is_result(messages):
-        _extend(messages[-1], "\n" + text)
-    else:
-        messages.append({"role": "user", "content": _like(message["content"], text), "tool_result": True})
-
-
-def _is_result(messages: Sequence[Message]) -> bool:
-    return bool(messages) and messages[-1].get("tool_result") is True
 
 
 def _with_calls(message: Message) -> Message:

@@ -202,7 +202,7 @@ def _command(lark: _Lark, tool: Tool, after: str) -> str:
 
 def _value(lark: _Lark, schema: Mapping[str, Any], after: str) -> str:
     choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if choices and all(isinstance(value, str) for value in choices):
+    if isinstance(choices, list) and choices and all(isinstance(value, str) for value in choices):
         return f"({' | '.join(lark.literal(value) for value in choices)}) {lark.literal(after)}"
     if is_text(schema):
         closing = after.rstrip("\n")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from braid.core.errors import InvalidParameterError
 from braid.text.detect import detect_format
 from braid.text.reply import CallArguments, CallEnd, CallStart
 from braid.text.template import ChatTemplate
@@ -129,3 +130,17 @@ def test_ids_of_any_shape_render_with_mistrals_templates(id: str) -> None:
     assert len(first) == 10
     assert first[1:].isalnum()
     assert id != "abcDEF123" or first[1:] == id
+
+
+def test_thousands_of_results_are_joined_once() -> None:
+    """Each was put behind all before it, which took half a minute."""
+    result = {"role": "tool", "tool_call_id": "c1", "content": "x" * 450}
+    text = ChatTemplate(PLAIN).render([*LOOP[:2], *[result] * 15_000])
+    assert text.count("<tool_response>") == 15_000
+    assert text.count("[user]") == 2
+
+
+@pytest.mark.parametrize("kind", [[], {}, 1, None])
+def test_a_part_of_no_type_is_the_clients_error(kind: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="type"):
+        ChatTemplate(PLAIN).render([{"role": "user", "content": [{"type": kind, "text": "a"}]}])

@@ -336,3 +336,33 @@ def test_a_token_that_ends_the_output_is_left_to_the_engine() -> None:
         "special",
         '<|channel|>commentary to=functions.bash <|constrain|>json<|message|>{"command": ""}',
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"required": 5, "properties": {"a": {"type": "string"}}},
+        {"properties": {"a": {"enum": 5}, "b": {"anyOf": 5}, "c": {"oneOf": {}}, "d": {"type": {}}, "e": 1}},
+        {"properties": [1], "required": {}},
+    ],
+)
+def test_schemas_that_are_none_are_left_to_the_engine_to_refuse(
+    name: str, parameters: dict[str, Any]
+) -> None:
+    asked = {"choice": ToolChoice("required"), "parallel": True, "answer": None, "prompt": ""}
+    tool = Tool(name="bash", parameters={**parameters, "command": {}})
+    format_ = make(name, "text")
+    if name != "bash":
+        assert format_.constraint(tools=(tool,), **asked) is not None
+    format_.reader(prompt="", tools=(tool,))
+
+
+def test_long_references_are_not_followed() -> None:
+    """Each was split for each property: minutes for a body of 1 MB."""
+    defined = {"$defs": {"a": {"$ref": "#/" + "a/" * 200_000}}}
+    tool = Tool(
+        name="t", parameters={**defined, "properties": {f"p{i}": {"$ref": "#/$defs/a"} for i in range(3000)}}
+    )
+    reader = make("glm45", "text").reader(prompt="", tools=(tool,))
+    assert reader.feed("x") == [Content("x")]

@@ -110,6 +110,10 @@ _DEFAULTS: Mapping[str, object] = {
 }
 
 
+_MAX_NAMED = 64
+"""In a header: clients take no more than 8 to 16 KiB of them."""
+
+
 def note_ignored(metrics: ServerMetrics, fields: BaseModel, body: Mapping[str, Any]) -> list[str]:
     """Count the fields of a body that nobody knows; returns the ignored ones that would have changed the output."""
     known = {info.alias or name for name, info in type(fields).model_fields.items()}
@@ -120,7 +124,10 @@ def note_ignored(metrics: ServerMetrics, fields: BaseModel, body: Mapping[str, A
 
 def warning_header(ignored: Sequence[str]) -> dict[str, str]:
     """Agents send what only their own servers know: a refusal would break them, silence would mislead."""
-    return {"warning": f'199 braid "ignored: {", ".join(ignored)}"'} if ignored else {}
+    named = list(ignored[:_MAX_NAMED])
+    if len(ignored) > _MAX_NAMED:
+        named.append(f"{len(ignored) - _MAX_NAMED} more")
+    return {"warning": f'199 braid "ignored: {", ".join(named)}"'} if ignored else {}
 
 
 def refuse(names: Iterable[str], body: Mapping[str, Any]) -> None:

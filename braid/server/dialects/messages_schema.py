@@ -14,7 +14,7 @@ from braid.core.sampling import MAX_STOP, SamplingParams
 from braid.server.dialects.fields import Items, ProgramFields, refuse
 from braid.server.dialects.schemas import MAX_STOP_CHARS, MAX_STOP_TOKEN_IDS, UNSUPPORTED, check_common
 from braid.server.dialects.structured import StructuredFields, schema_constraint
-from braid.server.dialects.tools import parse_function
+from braid.server.dialects.tools import MAX_TOOLS, parse_function
 from braid.server.guard.body import echo
 from braid.text.tools import Tool, ToolChoice
 
@@ -77,6 +77,10 @@ class CountRequest(StructuredFields):
         Raises:
             InvalidParameterError: a tool is malformed, or two have one name.
         """
+        count = len(self.tools or ())
+        if count > MAX_TOOLS:
+            message = f"tools has {count} entries, at most {MAX_TOOLS} are allowed"
+            raise InvalidParameterError(message, param="tools")
         known: dict[str, Tool] = {}
         dropped = []
         for index, entry in enumerate(self.tools or ()):

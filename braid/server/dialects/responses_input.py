@@ -133,17 +133,19 @@ class _Reader:
         self._dropped: dict[str, None] = {}
         self._assistant: _Assistant | None = None
         self._leading = True
+        self._head: list[str] = []
 
     def finish(self) -> Conversation:
         self._close()
+        if self._head:
+            self._messages[0]["content"] = "\n\n".join(self._head)
         return Conversation(self._messages, tuple(dict.fromkeys(self._breakpoints)), list(self._dropped))
 
     def lead(self, role: str, text: str) -> None:
-        """Text of the first message."""
-        if self._messages:
-            self._messages[0]["content"] += "\n\n" + text
-        else:
-            self._messages.append({"role": role, "content": text})
+        """Text of the first message; joined at the end, as there may be thousands of pieces."""
+        if not self._messages:
+            self._messages.append({"role": role, "content": ""})
+        self._head.append(text)
 
     def item(self, item: dict[str, Any], where: str) -> None:
         kind = item.get("type")

@@ -21,7 +21,8 @@ MAX_GBNF_CHARS = 32 << 10
 """Longer ones take too long to translate."""
 
 _SCHEMA_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
-_IS_LARK = re.compile(r"(?m)^\s*(?:%llguidance\b|start\s*:(?!:=))")
+_IS_LARK = re.compile(r"(?m)^[^\S\n]*(?:%llguidance\b|start[^\S\n]*:(?!:=))")
+"""Looks at each line alone: it is tried on texts of any length."""
 _ANY_OBJECT = '{"type":"object"}'
 
 
@@ -173,7 +174,8 @@ def choice_constraint(choices: Sequence[str], param: str) -> Constraint:
         raise InvalidParameterError(message, param=param)
     if not all(choices):
         raise InvalidParameterError(f"{param}: a choice must not be empty", param=param)
-    source = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    different = dict.fromkeys(choices)  # many equal ones would be a very ambiguous grammar
+    source = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in different)
     return Constraint(kind=ConstraintKind.LARK, source=source, param=param)
 
 

@@ -27,9 +27,12 @@ _LONGEST_ECHO = 40
 
 
 async def read_json(
-    request: Request, model: type[Model], config: ServerConfig
+    request: Request, model: type[Model], config: ServerConfig, *, most: int | None = None
 ) -> tuple[Model, dict[str, Any], int]:
     """The body as ``model``'s fields, as the JSON object it was, and its length in bytes.
+
+    Args:
+        most: a lower limit than the configured one, in bytes, for bodies that no quota counts.
 
     Raises:
         HttpError: 400 malformed, too deep or of too many parts, 408 too slow, 413 too long, 415 not JSON.
@@ -38,7 +41,7 @@ async def read_json(
     _check_content_type(request.headers.get("content-type"))
     try:
         async with asyncio.timeout(config.body_timeout):
-            body = await _read(request, config.max_body_bytes)
+            body = await _read(request, min(most or config.max_body_bytes, config.max_body_bytes))
     except TimeoutError:
         message = f"the request body did not arrive within {config.body_timeout:g} s"
         raise HttpError(408, message, headers={"connection": "close"}) from None

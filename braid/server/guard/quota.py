@@ -63,7 +63,7 @@ class DrainRate:
         """How long it takes until ``amount`` has ended."""
         self._fade()
         seen = _MEMORY_SECONDS * (1 - math.exp((self._start - self._last) / _MEMORY_SECONDS))
-        if self._events < 0.5 or seen <= 0:
+        if self._events < 0.5 or seen <= 0 or self._sum <= 0:
             return _RETRY_SECONDS
         return amount * seen / self._sum
 

@@ -16,6 +16,8 @@ from braid.server.pipeline import Pipeline, record_of
 from braid.server.programs.registry import ProgramState
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
+_MAX_PIN_BYTES = 4096
+"""These requests pass the gate uncounted, so they must not be able to hold memory."""
 _REFUSED = (Applied.REJECTED, Applied.IGNORED)
 
 
@@ -69,7 +71,7 @@ class SessionRoutes:
     async def pin(self, request: Request) -> Response:
         """A lease for ``seconds``."""
         state = self._state(request)
-        fields, _, _ = await read_json(request, PinRequest, self._config)
+        fields, _, _ = await read_json(request, PinRequest, self._config, most=_MAX_PIN_BYTES)
         if not fields.seconds > 0:
             raise InvalidParameterError(f"seconds must be > 0, got {echo(fields.seconds)}", param="seconds")
         seconds = min(fields.seconds, self._config.max_ttl)

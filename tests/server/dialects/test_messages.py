@@ -749,3 +749,15 @@ class TestSwitchedOff:
         messages = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
         await raw.post("/v1/messages", json=agent_request("11111", messages))
         assert "cch=11111" in prompt_of(engine)
+
+
+async def test_tools_are_counted_whoever_runs_them(raw: httpx.AsyncClient) -> None:
+    """Those of other servers are named in a header, which must not grow with the request."""
+    tool = {"type": "bash_20250124", "name": "bash"}
+    body = {"model": "tiny", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
+    answer = await raw.post("/v1/messages", json={**body, "tools": [tool] * 257})
+    assert answer.status_code == 400
+    assert "257" in answer.json()["error"]["message"]
+    answer = await raw.post("/v1/messages", json={**body, "tools": [tool] * 256})
+    assert answer.status_code == 200
+    assert "192 more" in answer.headers["warning"]

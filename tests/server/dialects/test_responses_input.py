@@ -166,3 +166,11 @@ def test_references_find_nothing(item: dict[str, Any]) -> None:
     with pytest.raises(HttpError, match=r"input\.0") as caught:
         read_input([item], None)
     assert (caught.value.status, caught.value.code) == (404, "item_not_found")
+
+
+def test_thousands_of_leading_messages_are_joined_once() -> None:
+    """Each was put behind all before it: a minute for as many as a body may hold."""
+    given = read_input([{"role": "system", "content": "x" * 1500}] * 15_000, "first")
+    assert len(given.messages) == 1
+    assert given.messages[0]["content"].startswith("first\n\nxxx")
+    assert len(given.messages[0]["content"]) == 5 + 15_000 * 1502

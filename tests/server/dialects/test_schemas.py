@@ -178,6 +178,7 @@ async def test_bad_fields_name_themselves(
         ("top_logprobs", 1),
         ("logprobs", 1),
         ("chat_template_kwargs", {"messages": []}),
+        ("chat_template_kwargs", {"self": 1}),
         ("chat_template_kwargs", 5),
         ("verbosity", "loud"),
         ("prediction", "x"),

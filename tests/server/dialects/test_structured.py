@@ -178,3 +178,17 @@ async def test_a_list_of_wrong_choices_is_one_error(client: httpx.AsyncClient) -
 async def test_deep_schemas(client: httpx.AsyncClient, depth: int, status: int) -> None:
     answer = await client.post(CHAT, json=body(CHAT, guided_json=nested(depth)))
     assert answer.status_code == status
+
+
+async def test_blank_lines_before_a_grammar_cost_no_more_than_others(client: httpx.AsyncClient) -> None:
+    """A search that began anew at every line took hours for these."""
+    answer = await client.post(CHAT, json=body(CHAT, grammar="\n" * 200_000))
+    assert answer.status_code == 400
+    answer = await client.post(CHAT, json=body(CHAT, grammar="\n" * 200_000 + " start: 'a'"))
+    assert answer.status_code == 200
+
+
+async def test_equal_choices_are_one(client: httpx.AsyncClient, engine: Any) -> None:
+    answer = await client.post(CHAT, json=body(CHAT, guided_choice=["a", "b", "a"]))
+    assert answer.status_code == 200
+    assert engine.seen[-1].params.constraint.source == 'start: "a" | "b"'

@@ -184,6 +184,13 @@ class TestDrainRate:
         clock.now += 3600
         assert rate.seconds_for(100) == 2.0
 
+    def test_what_had_no_amount_says_nothing(self, clock: Clock) -> None:
+        """Requests without a body, where bytes are counted."""
+        rate = DrainRate(clock)
+        clock.now += 1
+        rate.ended(0)
+        assert rate.seconds_for(100) == 2.0
+
 
 def test_the_wait_is_as_long_as_the_work(clock: Clock) -> None:
     quota = quotas(clock, max_queued=100, kv_tokens=None)

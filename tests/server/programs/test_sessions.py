@@ -272,6 +272,11 @@ class TestVerbs:
         assert (answer.json()["outcome"], answer.json()["reason"]) == ("clipped", "quota")
         assert engine.verbs[-1][2] == 3600
 
+    async def test_a_long_pin_is_not_read(self, client: httpx.AsyncClient, engine: Any) -> None:
+        await chat(client, [said("hi")], session_id="s")
+        answer = await client.post("/v1/sessions/s/pin", json={"seconds": 30, "x": "x" * 5000})
+        assert answer.status_code == 413
+
     async def test_a_refused_pin_is_no_lease(self, client: httpx.AsyncClient, engine: Any) -> None:
         engine.outcome = Applied.REJECTED
         await chat(client, [said("hi")], session_id="s")
