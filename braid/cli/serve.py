@@ -12,6 +12,7 @@ from braid.checkpoint.open import open_checkpoint
 from braid.checkpoint.resolve import resolve
 from braid.cli.options import ObserveOptions, ServerOptions
 from braid.cli.progress import ConsoleProgress, ProgressRelay
+from braid.cli.streams import fill_standard_descriptors, safe_stderr
 from braid.core.config import EngineConfig
 from braid.core.errors import InvalidParameterError
 from braid.engine.client import ProcessClient
@@ -32,7 +33,8 @@ def serve(config: EngineConfig, options: ServerOptions, observe: ObserveOptions 
     Raises:
         BraidError: the port, the model, the template or the machine does not allow it.
     """
-    console = Console(stderr=True, highlight=False)
+    fill_standard_descriptors()
+    console = Console(file=safe_stderr(), highlight=False)
     _log_to(options.log_level, observe.log_format)
     observe_config = ObserveConfig(
         request_log=observe.request_log,
@@ -123,7 +125,7 @@ def announce(console: Console, engine: ProcessClient, name: str, host: str, port
 
 
 def _log_to(level: str, log_format: str = "logfmt") -> None:
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(safe_stderr())
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if log_format == "json" else plain)
     logging.basicConfig(level=level.upper(), handlers=[handler])

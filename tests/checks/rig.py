@@ -179,9 +179,10 @@ async def local(
     observe: ObserveConfig | None = None,
     reply_format: ReplyFormat | None = None,
     gate: Gate | None = None,
+    key: str | None = None,
     **options: Any,
 ) -> AsyncIterator[Rig]:
-    """The engine on threads of this process; ``options`` are ``EngineConfig``'s."""
+    """The engine on threads of this process; ``options`` are ``EngineConfig``'s, ``key`` is what the client sends."""
     faults, gate = faults or Faults(), gate or Gate()
     tokenizer = tokenizer_of(model)
     wanted = EngineConfig(model=str(model), **(ENGINE | options))
@@ -189,7 +190,7 @@ async def local(
     core.start()
     try:
         context = _context(LocalClient(core), tokenizer, faults, config, observe, reply_format)
-        async with _serving(context, faults, core) as rig:
+        async with _serving(context, faults, core, key) as rig:
             rig.gate = gate
             yield rig
             gate.open()
@@ -295,7 +296,9 @@ def _faulty_writes(app: ASGIApp, faults: Faults) -> ASGIApp:
 
 
 @asynccontextmanager
-async def _serving(context: ServerContext, faults: Faults, core: EngineCore | None) -> AsyncIterator[Rig]:
+async def _serving(
+    context: ServerContext, faults: Faults, core: EngineCore | None, key: str | None = None
+) -> AsyncIterator[Rig]:
     app = create_app(context)
     config = uvicorn.Config(
         _faulty_writes(app, faults),
@@ -318,9 +321,10 @@ async def _serving(context: ServerContext, faults: Faults, core: EngineCore | No
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     hooks = {"response": [note]}
+    headers = {} if key is None else {"x-api-key": key}
     try:
         async with httpx.AsyncClient(
-            base_url=url, timeout=PATIENCE, limits=limits, event_hooks=hooks
+            base_url=url, timeout=PATIENCE, limits=limits, event_hooks=hooks, headers=headers
         ) as client:
             yield Rig(url, client, context.engine, context, faults, core, statuses)
     finally:

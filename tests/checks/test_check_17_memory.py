@@ -88,7 +88,7 @@ async def test_a_lone_request_goes_on_after_each_lack(rig: Rig) -> None:
     await rig.settle()
 
 
-@pytest.mark.parametrize("point", ["load.weights", "load.kv"])
+@pytest.mark.parametrize("point", ["load.weights", pytest.param("load.kv", marks=pytest.mark.slow)])
 async def test_an_engine_that_finds_no_memory_at_its_start_says_so(tiny_llama: Path, point: str) -> None:
     with pytest.raises(CapacityError, match="not enough memory"):
         async with process(tiny_llama, plans=[(no_memory(point),)]):
