@@ -89,7 +89,9 @@ class Gate:
             logger.error("request %s was cancelled by nobody", record.request_id, exc_info=error)
             failure = EngineDeadError("what this request waited for was cancelled; it can be sent again")
             await self._answer_error(failure, record, scope, receive, send_marked)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # a panic of the tokeniser or the template engine is no Exception
             await self._answer_error(error, record, scope, receive, send_marked)
         finally:
             if ticket is not None:
@@ -118,7 +120,7 @@ class Gate:
         return self._quotas.arrive(principal, _body_bytes(scope, self._max_body_bytes))
 
     async def _answer_error(
-        self, error: Exception, record: RequestRecord, scope: Scope, receive: Receive, send: Send
+        self, error: BaseException, record: RequestRecord, scope: Scope, receive: Receive, send: Send
     ) -> None:
         answer = as_http_error(error)
         if not isinstance(error, BraidError):

@@ -129,6 +129,22 @@ class TestStrayCancellation:
         assert not engine.active
 
 
+async def test_a_panic_of_a_library_is_one_500(
+    client: httpx.AsyncClient, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicError(BaseException):
+        """As Rust libraries raise it: no Exception."""
+
+    def panic(*args: Any, **options: Any) -> None:
+        raise PanicError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("braid.server.pipeline.render_turn", panic)
+        answer = await client.post(CHAT, json=BODY)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert (await client.post(CHAT, json=BODY)).status_code == 200
+
+
 async def test_merge_ends_where_one_stream_is_cancelled() -> None:
     async def good() -> Any:
         yield 1
