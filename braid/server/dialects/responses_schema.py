@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from braid.core.constraint import Constraint
 from braid.core.errors import InvalidParameterError
 from braid.core.sampling import MAX_LOGPROBS, SamplingParams
-from braid.server.dialects.schemas import Items, RequestFields, TemplateFields
+from braid.server.dialects.fields import refuse
+from braid.server.dialects.schemas import TEMPLATE_UNSUPPORTED, Items, RequestFields, TemplateFields
 from braid.server.dialects.structured import format_constraint
 from braid.server.errors import HttpError
 from braid.server.guard.body import echo
@@ -101,6 +102,7 @@ class ResponsesRequest(RequestFields, TemplateFields):
     def check(self, body: Mapping[str, Any]) -> None:
         """Refuse what cannot be had: above all, what needs an answer that was kept."""
         super().check(body)
+        refuse(TEMPLATE_UNSUPPORTED, body)
         for name, instead in _ELSEWHERE.items():
             if body.get(name) is not None and (name, body[name]) != ("n", 1):
                 message = f"{name} is a field of other endpoints; this one takes {instead}"
