@@ -44,6 +44,7 @@ class ProgramFields(BaseModel):
     agent_hints: Any = None
     nvext: Any = None
     vllm_xargs: Any = None
+    braid: Any = None
 
 
 CHANGES_OUTPUT = frozenset(
