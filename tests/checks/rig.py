@@ -80,7 +80,8 @@ class Gate:
             raise TimeoutError("nobody opened the gate")
 
     def step(self, count: int = 1) -> None:
-        self._passes.release(count)
+        for _ in range(count):
+            self._passes.release()
 
     def open(self) -> None:
         self._open = True
