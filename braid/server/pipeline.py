@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.requests import Request
 
@@ -21,7 +21,7 @@ from braid.core.program import ProgramRef, RetainIntent
 from braid.core.sampling import SamplingParams
 from braid.server.config import ServerContext
 from braid.server.embed import Embedding, EmbedRequest
-from braid.server.encode import PromptEncoder, Tokens, check_context, engine_info
+from braid.server.encode import PromptEncoder, Tokens, check_context, check_length, engine_info
 from braid.server.errors import HttpError
 from braid.server.generate import Call, Generation
 from braid.server.guard.body import echo
@@ -32,8 +32,15 @@ from braid.server.observe.report import CallReport
 from braid.server.programs.boundaries import boundaries, marked_messages
 from braid.server.programs.registry import Plan, Programs, Told
 from braid.server.programs.registry import Result as TurnResult
-from braid.server.prompts import check_messages, check_sequences, check_token_ids, render_turn
+from braid.server.prompts import (
+    check_messages,
+    check_prompt_logprobs,
+    check_sequences,
+    check_token_ids,
+    render_turn,
+)
 from braid.server.turn import Turn, TurnRequest
+from braid.text.reply import ReplyReader
 
 FINGERPRINT = f"braid-{__version__}"
 
@@ -59,6 +66,18 @@ class TextRequest:
     intent: RetainIntent | None = None
     id_prefix: str = "cmpl-"
     param: str = "prompt"
+
+
+class _Read(NamedTuple):
+    """What a conversation became before anything was checked against the engine's limits.
+
+    ``constraint`` is the grammar of the whole output; there is one reader for each choice.
+    """
+
+    prompt: Tokens
+    told: Told
+    constraint: Constraint | None
+    readers: list[ReplyReader]
 
 
 class Pipeline:
@@ -107,28 +126,17 @@ class Pipeline:
         context = self.context
         engine_info(context)
         check_messages(context, wanted.messages, wanted.tools)
-        prompt, text, told = await self.off_loop(wanted.size, lambda: self._read(request, wanted))
-        reply_format = context.reply_format
-        constraint = reply_format.constraint(
-            tools=wanted.tools,
-            choice=wanted.tool_choice,
-            parallel=wanted.max_calls != 1,
-            answer=wanted.constraint,
-            prompt=text,
-        )
+        read = await self.off_loop(wanted.size, lambda: self._read(request, wanted))
         call, plan = self._call(
             request,
             wanted,
-            (prompt,),
-            told,
-            constraint=constraint,
+            (read.prompt,),
+            read.told,
+            constraint=read.constraint,
             keep_special=self._keep_special(),
             default=wanted.default_max_tokens,
         )
-        generation = self._generation(request, call, plan)
-        tools = () if wanted.tool_choice.mode == "none" else wanted.tools
-        readers = [reply_format.reader(prompt=text, tools=tools) for _ in range(generation.num_choices)]
-        return Turn(generation, readers, wanted.max_calls)
+        return Turn(self._generation(request, call, plan), read.readers, wanted.max_calls)
 
     async def text(self, request: Request, wanted: TextRequest) -> Generation:
         """A generation for given prompts.
@@ -180,15 +188,26 @@ class Pipeline:
         prompt, _ = await self.off_loop(wanted.size, lambda: self._encode(wanted))
         return len(prompt)
 
-    def _read(self, request: Request, wanted: TurnRequest) -> tuple[Tokens, str, Told]:
-        """The prompt, its text, and what the request tells of its program. May run in a worker thread."""
+    def _read(self, request: Request, wanted: TurnRequest) -> _Read:
+        """All that grows with what was sent. May run in a worker thread."""
         told = self.programs.read(record_of(request), request.scope["headers"])
         prompt, text = self._encode(wanted)
+        check_length(len(prompt), engine_info(self.context).max_model_len, wanted.param)
         told = self.programs.look(told, prompt, self._opening(wanted))
         if marked_messages(wanted):
             ends = boundaries(wanted, prompt, text, render=self._render, encode=self._encode_text)
             told = told._replace(boundaries=ends)
-        return prompt, text, told
+        reply_format = self.context.reply_format
+        constraint = reply_format.constraint(
+            tools=wanted.tools,
+            choice=wanted.tool_choice,
+            parallel=wanted.max_calls != 1,
+            answer=wanted.constraint,
+            prompt=text,
+        )
+        tools = () if wanted.tool_choice.mode == "none" else wanted.tools
+        readers = [reply_format.reader(prompt=text, tools=tools) for _ in range(wanted.params.n)]
+        return _Read(prompt, told, constraint, readers)
 
     def _opening(self, wanted: TurnRequest) -> int:
         """Tokens at the end of a prompt that only open the answer; thoughts switched off, say, make them others."""
@@ -240,6 +259,8 @@ class Pipeline:
         info = engine_info(self.context)
         params = wanted.params if constraint is None else replace(wanted.params, constraint=constraint)
         check_sequences(len(prompts), params.n, self.context.config.max_sequences)
+        if params.prompt_logprobs is not None:
+            check_prompt_logprobs(sum(map(len, prompts)) * params.n, params.prompt_logprobs)
         lengths = tuple(
             check_context(len(prompt), params.max_tokens, info.max_model_len, wanted.param, default)
             for prompt in prompts

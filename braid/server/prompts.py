@@ -15,6 +15,8 @@ from braid.text.tools import Tool
 Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+MAX_PROMPT_LOGPROBS = 1 << 20
+"""Log-probabilities of prompt tokens in one answer: each takes some 500 bytes until it is sent."""
 RENDER_ARGUMENTS = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 
@@ -112,6 +114,16 @@ def check_sequences(num_prompts: int, n: int, limit: int) -> None:
             f"{num_prompts} prompts with n {n} make {num_prompts * n} outputs, at most {limit} are allowed"
         )
         raise InvalidParameterError(message, param="n")
+
+
+def check_prompt_logprobs(num_tokens: int, count: int) -> None:
+    """Raises InvalidParameterError where so many tokens with ``count`` alternatives each would fill the memory."""
+    if num_tokens * (count + 1) > MAX_PROMPT_LOGPROBS:
+        message = (
+            f"prompt_logprobs {count} of {num_tokens} prompt tokens (once for each output) make "
+            f"{num_tokens * (count + 1)} entries, at most {MAX_PROMPT_LOGPROBS} are allowed in one request"
+        )
+        raise InvalidParameterError(message, param="prompt_logprobs")
 
 
 def check_token_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:

@@ -486,3 +486,22 @@ def test_reading_calls_loads_no_torch() -> None:
 def test_every_file_is_a_response_template() -> None:
     for format_ in FORMATS.values():
         format_._parser.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "tag"),
+    [
+        ("qwen3_coder", "<tool_call>\n<function=get_weather>\n", "<parameter=city>"),
+        ("glm45", "<tool_call>get_weather\n", "<arg_key></arg_key><arg_value>"),
+    ],
+)
+def test_tags_that_nobody_closes_do_not_take_for_ever(name: str, head: str, tag: str) -> None:
+    """The search for their ends begins anew at each: minutes for one long reply, in which nobody else is served."""
+    text = head + tag * 10_000 + "</tool_call>"
+    assert read(name, [text]) == Whole("", text, ())
+
+
+def test_a_marker_that_may_go_on_for_ever_is_given_up() -> None:
+    """Every character was judged with all before it."""
+    text = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>" + "a" * 30_000
+    assert read("deepseek_v3", [text]) == Whole("", text, ())

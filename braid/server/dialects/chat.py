@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -117,7 +118,8 @@ class ChatWriter:
         if count is not None:
             given = self._generation.prompt_logprobs(0)
             entries = require_prompt_logprobs(given, len(call.prompts[0]))
-            answer["prompt_logprobs"] = ranked_entries(self._tokenizer, entries, count)
+            ranked = await asyncio.to_thread(ranked_entries, self._tokenizer, entries, count)
+            answer["prompt_logprobs"] = ranked
         return answer
 
     async def events(self, *, include_usage: bool, continuous: bool = False) -> AsyncGenerator[bytes, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -116,14 +117,15 @@ class CompletionWriter:
         whole: dict[int, dict[str, Any]] = {}
         async with aclosing(self._generation.choices()) as choices:
             async for choice in choices:
-                body = self._body(choice)
+                body = await self._body_of(choice)
                 joined = whole.setdefault(choice.number, body)
                 if joined is not body:
                     _join(joined, body)
         bodies = [whole[index] for index in sorted(whole)]
         if self._fields.prompt_logprobs is not None:
             for body in bodies:
-                body["prompt_logprobs"] = self._ranked(body["index"], self._fields.prompt_logprobs)
+                index, count = body["index"], self._fields.prompt_logprobs
+                body["prompt_logprobs"] = await asyncio.to_thread(self._ranked, index, count)
         return {**self._head, "choices": bodies, "usage": self._usage()}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
@@ -132,7 +134,7 @@ class CompletionWriter:
         async with aclosing(self._generation.choices()) as choices:
             async for choice in choices:
                 tail = {"usage": self._usage() if continuous else None} if include else {}
-                yield event({**self._head, "choices": [self._body(choice)], **tail})
+                yield event({**self._head, "choices": [await self._body_of(choice)], **tail})
         if include:
             yield event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
@@ -140,6 +142,13 @@ class CompletionWriter:
     def _usage(self) -> dict[str, Any]:
         usage = self._generation.usage
         return usage_payload(usage._replace(num_output_tokens=0) if self._fields.prompt_only else usage)
+
+    async def _body_of(self, choice: ChoiceDelta) -> dict[str, Any]:
+        """``_body``, off the loop where it tells of a whole prompt."""
+        first = choice.number not in self._greeted
+        if first and self._fields.echo and self._fields.logprobs is not None:
+            return await asyncio.to_thread(self._body, choice)
+        return self._body(choice)
 
     def _body(self, choice: ChoiceDelta) -> dict[str, Any]:
         """What one delta adds to a choice; the first begins with the echoed prompt."""

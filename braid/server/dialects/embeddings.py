@@ -57,8 +57,13 @@ class EmbeddingRoutes:
         self._check_dimensions(fields.dimensions)
         async with pipeline.lifecycle.watch(request.receive):
             vectors = await embedding.vectors()
-            answer = await pipeline.off_loop(size, lambda: _answer(fields, model, embedding, vectors))
-        return json_response(answer, headers=warning_header(warnings))
+            many = sum(map(len, vectors))  # numbers, each of which takes a byte or more
+            return await pipeline.off_loop(
+                many,
+                lambda: json_response(
+                    _answer(fields, model, embedding, vectors), headers=warning_header(warnings)
+                ),
+            )
 
     def _check_dimensions(self, dimensions: int | None) -> None:
         size = engine_info(self._pipeline.context).hidden_size

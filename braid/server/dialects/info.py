@@ -90,7 +90,11 @@ class InfoRoutes:
         fields, body, size = await read_json(request, TokenizeRequest, context.config)
         self._pipeline.served_name(fields.model)
         fields.check(body)
-        tokens = await self._encoder.off_loop(size, lambda: self._tokens(fields))
+        return await self._encoder.off_loop(size, lambda: json_response(self._tokenized(fields)))
+
+    def _tokenized(self, fields: TokenizeRequest) -> dict[str, Any]:
+        context = self._context
+        tokens = self._tokens(fields)
         answer: dict[str, Any] = {
             "count": len(tokens),
             "max_model_len": engine_info(context).max_model_len,
@@ -98,7 +102,7 @@ class InfoRoutes:
         }
         if fields.return_token_strs:
             answer["token_strs"] = [context.tokenizer.token_text(token) for token in tokens]
-        return json_response(answer)
+        return answer
 
     def _tokens(self, fields: TokenizeRequest) -> Tokens:
         if (fields.prompt is None) == (fields.messages is None):

@@ -95,7 +95,12 @@ def custom_input(arguments: str) -> str:
     except (ValueError, RecursionError):
         return arguments
     text = value.get(CUSTOM_INPUT) if isinstance(value, dict) else None
-    return text if isinstance(text, str) else arguments
+    # A model may write half a surrogate pair, which no answer can hold.
+    return (
+        text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if isinstance(text, str)
+        else arguments
+    )
 
 
 def parse_choice(

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from braid.core.errors import InvalidParameterError
 from braid.core.request import TokenLogprobs
 from braid.server.decode import Token
 from braid.server.dialects.logprobs import LOWEST_LOGPROB
@@ -16,6 +17,7 @@ from braid.server.dialects.text_logprobs import (
     require_prompt_logprobs,
 )
 from braid.server.errors import RequestFailedError
+from braid.server.prompts import check_prompt_logprobs
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("é😀\u0301 a"), max_size=20)
 
@@ -69,3 +71,12 @@ def test_the_chosen_token_stands_first_and_once(tokenizer: Any) -> None:
 def test_what_the_engine_owes(entries: Any) -> None:
     with pytest.raises(RequestFailedError):
         require_prompt_logprobs(entries, 2)
+
+
+@pytest.mark.parametrize(("num_tokens", "count", "fine"), [(1 << 19, 1, True), ((1 << 19) + 1, 1, False)])
+def test_log_probabilities_of_prompts_are_bounded(num_tokens: int, count: int, fine: bool) -> None:
+    if fine:
+        check_prompt_logprobs(num_tokens, count)
+        return
+    with pytest.raises(InvalidParameterError, match="at most 1048576"):
+        check_prompt_logprobs(num_tokens, count)

@@ -238,6 +238,8 @@ def test_calls_in_one_spelling() -> None:
         ('{"in', '{"in'),
         ("[1]", "[1]"),
         ('{"input": 5}', '{"input": 5}'),
+        (r'{"input": "a\ud83d"}', "a\ufffd"),
+        (r'{"input": "\ud83d\ude00"}', "😀"),
     ],
 )
 def test_free_text_of_arguments(arguments: str, text: str) -> None:
