@@ -22,10 +22,12 @@ from braid.cli.options import (
     SamplingOptions,
     ServerOptions,
 )
+from braid.cli.trace import trace
 from braid.core.errors import BraidError
 
 DEBUG = "--debug"
 DEFAULT_URL = "http://127.0.0.1:8000"
+_LAB = {"polars", "scipy", "matplotlib", "aiohttp"}
 
 app = App(
     name="braid",
@@ -38,6 +40,7 @@ app = App(
     help_format="plaintext",
     result_action="return_value",
 )
+app.command(trace)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +70,9 @@ def describe(error: Exception) -> str:
     if isinstance(error, CycloptsError) and isinstance(error.__cause__, BraidError):
         error = error.__cause__
     if _missing_extra(error):
-        return f"error: this command needs {error.name}: pip install 'braid[engine]'"  # type: ignore[attr-defined]
+        name: str = error.name  # type: ignore[attr-defined]
+        extra = "lab" if name.partition(".")[0] in _LAB else "engine"
+        return f"error: this command needs {name}: pip install 'braid[{extra}]'"
     text = " ".join(str(error).split())
     if is_users(error):
         return f"error: {text}"

@@ -1,0 +1,52 @@
+"""JSON lines, every line checked against a struct."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from braid.lab.progress import Progress
+from braid.lab.readers.bad import Problems
+from braid.lab.readers.source import Source
+from braid.lab.table import TraceError
+
+Row = TypeVar("Row")
+_EVERY = 10_000
+
+
+def read_lines(source: Source, kind: type[Row], progress: Progress) -> tuple[list[Row], list[int], Problems]:
+    """Decode every line.
+
+    Returns:
+        The usable rows, their numbers (from 1, blank lines not counted), and what was left out.
+
+    Raises:
+        TraceError: no line is usable.
+    """
+    decode = msgspec.json.Decoder(kind).decode
+    rows: list[Row] = []
+    numbers: list[int] = []
+    problems = Problems()
+    lines = [line for line in source.data.split(b"\n") if line and not line.isspace()]
+    ends = source.data.endswith(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(decode(line))
+            numbers.append(number)
+        except msgspec.ValidationError as error:
+            problems.add(number, str(error))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            problems.add(number, f"not JSON: {error}")
+            if number == len(lines) and not ends:
+                problems.half_line = number
+        if number % _EVERY == 0:
+            progress.update(f"reading {source.path.name}", number, len(lines))
+    if not rows:
+        raise TraceError(f"{source.path}: no usable line; {problems.findings()[0].text}")
+    return rows, numbers, problems
+
+
+def column(rows: list[Any], name: str) -> list[Any]:
+    """One attribute of every row."""
+    return [getattr(row, name) for row in rows]
