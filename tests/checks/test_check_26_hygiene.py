@@ -45,11 +45,13 @@ CHECKS_OF_INPUT = ("server", "checkpoint", "text", "cli")
 
 @cache
 def nodes() -> list[tuple[str, ast.AST]]:
-    """Everything in the package's syntax, and where."""
+    """What of the package's syntax is looked at, and its file."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Call, ast.Attribute, ast.keyword, ast.Assert)
     return [
-        (f"{file.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)}", node)
+        (str(file.relative_to(PACKAGE)), node)
         for file in FILES
         for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, kinds)
     ]
 
 
