@@ -20,7 +20,7 @@ from braid.core.program import Applied
 from braid.server.app import create_app
 from braid.server.config import ServerConfig, ServerContext
 from braid.server.dialects import fields as dialect_fields
-from braid.server.dialects import messages, schemas
+from braid.server.dialects import messages, responses_schema, schemas
 from braid.server.dialects.embeddings import EMBEDDING_UNSUPPORTED, EmbeddingRequest
 from braid.server.dialects.messages_schema import CountRequest, MessagesRequest, OutputConfig, Thinking
 from braid.server.dialects.responses_schema import ReasoningFields, ResponsesRequest, TextFields
@@ -31,7 +31,7 @@ from braid.server.dialects.schemas import (
     StreamOptions,
     TokenizeRequest,
 )
-from braid.server.dialects.structured import StructuredOutputs
+from braid.server.dialects.structured import StructuredFields, StructuredOutputs
 from braid.server.observe.config import ObserveConfig
 from braid.server.observe.metrics import OUTCOME_REASONS, metric_rows
 from braid.server.programs.identity import ROWS
@@ -58,6 +58,18 @@ MINIMAL: dict[str, dict[str, Any]] = {
 }
 NO_HEADERS = {"in-memory", "latin-1", "no-cache", "request-log", "utf-8", "utf-16"}
 """Literals of the server's code that look like headers."""
+SHORT_HEADERS = {
+    "authorization",
+    "connection",
+    "cookie",
+    "date",
+    "host",
+    "origin",
+    "traceparent",
+    "tracestate",
+    "warning",
+}
+"""Headers without a hyphen, which no pattern tells from other words."""
 
 
 def sections() -> dict[str, str]:
@@ -212,6 +224,8 @@ def test_fields_of_the_other_endpoints() -> None:
 
 def test_refused_fields() -> None:
     told = {row[0]: names(row[1]) for row in rows("Fields", 3)}
+    assert set(told) == {"all of C, T, R, M", "C", "M", "R", "`/tokenize`", "`/v1/embeddings`"}
+    assert set(responses_schema._ELSEWHERE) < set(told["R"])
     common = told.pop("all of C, T, R, M")
     assert set(common) == set(schemas.UNSUPPORTED)
     for dialect, model in DIALECTS.items():
@@ -239,6 +253,13 @@ def test_every_identity_wish_format_and_metric_is_there() -> None:
     assert known == [*formats(), "none"]
     told = {names(row[0])[0]: (row[1], row[3].strip("`") or None) for row in rows("Metrics")}
     assert told == {row.name: (row.kind, row.alias) for row in metric_rows()}
+
+
+def test_ways_to_ask_for_structured_output() -> None:
+    told = names(row[0] for row in rows("Structured output"))
+    assert field_names(StructuredFields) | {"text", "output_config", "output_format"} == set(told) - {
+        "format"
+    }
 
 
 def test_outcomes() -> None:
@@ -311,6 +332,7 @@ def test_headers() -> None:
     literals = {text for tree in trees() for text in texts(tree)}
     hyphened = {text for text in literals if re.fullmatch(r"[a-z]+(-[a-z0-9]+)+", text)}
     assert hyphened - NO_HEADERS <= told
+    assert literals & SHORT_HEADERS <= told
     identities = {row.header for row in ROWS}
     assert told <= literals | identities
 
@@ -355,3 +377,12 @@ def test_stream_events_are_told() -> None:
         events = {text for text in texts(function(f"dialects/{path}", name)) if event.fullmatch(text)}
         assert events
         assert events <= told
+
+
+def test_ends_of_streams_are_told() -> None:
+    told = set(names(cell for row in rows("Streams") for cell in row[1:]))
+    assert {"data:", "data: [DONE]", ": ping", "event: ping", "event: error", 'data: {"error": ...}'} <= told
+    writer = function("dialects/responses_events.py", "ResponseWriter")
+    words = {"created", "in_progress", "completed", "incomplete", "failed"}
+    assert words <= texts(writer)
+    assert {f"response.{word}" for word in words} <= told
