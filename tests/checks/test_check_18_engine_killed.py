@@ -59,7 +59,7 @@ async def in_flight(rig: Rig) -> list[asyncio.Task[httpx.Response]]:
     tasks = all_dialects(rig)
 
     async def all_run() -> bool:
-        return (await rig.stats()).num_running == len(tasks)
+        return (await rig.stats()).num_running + sum(task.done() for task in tasks) == len(tasks)
 
     await eventually(all_run)
     return tasks
@@ -69,6 +69,8 @@ def check_ends(answers: list[httpx.Response]) -> None:
     """Streams end with an error event and nothing after it; what had not begun gets 503 and when to try again."""
     streams = 0
     for answer in answers:
+        if _may_have_finished(answer):
+            continue
         if answer.status_code == 503:
             assert int(answer.headers["retry-after"]) >= 1
             continue
@@ -78,6 +80,11 @@ def check_ends(answers: list[httpx.Response]) -> None:
         assert "error" in events[-1] or events[-1].get("type") == "response.failed", events[-1]
         assert "[DONE]" not in answer.text
     assert 1 <= streams <= len(DIALECTS)
+
+
+def _may_have_finished(answer: httpx.Response) -> bool:
+    """This dialect cannot forbid the end token, so an answer may have been complete before."""
+    return answer.url.path == "/v1/responses" and answer.status_code == 200 and '"completed"' in answer.text
 
 
 async def serves_again(rig: Rig, pid: int | None, undisturbed: dict[str, Answer]) -> None:
