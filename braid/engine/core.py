@@ -172,7 +172,8 @@ class EngineCore:
                 "this engine enforces no constraints; it was built without a tokenizer",
                 param=constraint.param,
             )
-        grammar = self._grammars.compile(constraint)
+        owner = "" if wanted.program is None else wanted.program.owner
+        grammar = self._grammars.compile(constraint, owner)
         self._compiling[wanted.request_id] = grammar
         grammar.add_done_callback(
             lambda done: self._loop.post(lambda scheduler, now: self._enter(wanted, done, arrived, now))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import queue
 import re
 import sys
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -37,6 +36,8 @@ logger = logging.getLogger(__name__)
 CACHE_BYTES = 64 << 20
 MAX_QUEUED = 64
 """Constraints that wait to be compiled; more are turned away."""
+OWN_SHARE = 4
+"""One part in so many of them may be one owner's, where requests have owners."""
 _ENTRY_BYTES = 128 << 10
 _BYTES_PER_SOURCE_BYTE = 128
 _CLASS_BYTES = 1 << 20
@@ -100,8 +101,8 @@ class GrammarCache:
         return found[0]
 
     def put(self, key: bytes, grammar: Grammar, num_bytes: int) -> None:
-        """Keep a new grammar, unless it is larger than the whole cache."""
-        if num_bytes > self.max_bytes:
+        """Keep a new grammar, unless it is larger than the whole cache, or there already."""
+        if num_bytes > self.max_bytes or key in self._entries:
             return
         self._entries[key] = (grammar, num_bytes)
         self.num_bytes += num_bytes
@@ -123,10 +124,47 @@ def estimate_bytes(constraint: Constraint) -> int:
 class _Job:
     """One constraint to be compiled, and everyone who waits for it."""
 
-    def __init__(self, key: bytes, constraint: Constraint) -> None:
+    def __init__(self, owner: str, key: bytes, constraint: Constraint) -> None:
+        self.owner = owner
         self.key = key
         self.constraint = constraint
         self.waiting: list[Future[Grammar]] = []
+
+    @property
+    def place(self) -> tuple[str, bytes]:
+        return self.owner, self.key
+
+
+class _Queue:
+    """Jobs of the same owner one after the other, the owners in turn: nobody waits for all of another's."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: dict[str, deque[_Job]] = {}
+        self._closed = False
+
+    def put(self, job: _Job) -> None:
+        with self._changed:
+            self._waiting.setdefault(job.owner, deque()).append(job)
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def get(self) -> _Job | None:
+        """Waits for a job; None once the queue was closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._waiting)
+            if self._closed:
+                return None
+            owner = next(iter(self._waiting))
+            jobs = self._waiting.pop(owner)
+            job = jobs.popleft()
+            if jobs:
+                self._waiting[owner] = jobs
+            return job
 
 
 class Grammars:
@@ -149,20 +187,23 @@ class Grammars:
         self.cache = GrammarCache(cache_bytes)
         self._load = load
         self._lock = threading.Lock()
-        self._jobs: dict[bytes, _Job] = {}
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: dict[tuple[str, bytes], _Job] = {}
+        self._queue = _Queue()
         self._thread: threading.Thread | None = None
         self._rehearsal: Rehearsal | None = None
         self._closed = False
 
-    def compile(self, constraint: Constraint) -> Future[Grammar]:
+    def compile(self, constraint: Constraint, owner: str = "") -> Future[Grammar]:
         """The grammar of a constraint, now or later. Cancel the future to lose interest. Safe from any thread.
 
         The future raises InvalidParameterError where the constraint cannot be enforced.
 
+        Args:
+            owner: whose request it is; owners take turns.
+
         Raises:
             InvalidParameterError: llguidance is not installed.
-            OverloadedError: too many constraints wait to be compiled.
+            OverloadedError: too many constraints wait to be compiled, or too many of this owner.
         """
         guidance.require(constraint.param)
         future: Future[Grammar] = Future()
@@ -172,7 +213,7 @@ class Grammars:
                 raise EngineDeadError("the engine was closed")
             known = self.cache.get(key)
             if known is None:
-                self._enqueue(key, constraint).waiting.append(future)
+                self._enqueue(_Job(owner, key, constraint)).waiting.append(future)
                 return future
         _settle(future, known)
         return future
@@ -188,16 +229,20 @@ class Grammars:
         if rehearsal is not None:
             rehearsal.close()
         if thread is not None:
-            self._queue.put(None)
+            self._queue.close()
             thread.join()
 
-    def _enqueue(self, key: bytes, constraint: Constraint) -> _Job:
-        job = self._jobs.get(key)
-        if job is not None:
-            return job
-        if len(self._jobs) >= MAX_QUEUED:
-            raise OverloadedError(f"{len(self._jobs)} constraints wait to be compiled, try again later")
-        job = self._jobs[key] = _Job(key, constraint)
+    def _enqueue(self, job: _Job) -> _Job:
+        """The job, or the one like it that waits already."""
+        known = self._jobs.get(job.place)
+        if known is not None:
+            return known
+        own = sum(other.owner == job.owner for other in self._jobs.values()) if job.owner else 0
+        if len(self._jobs) >= MAX_QUEUED or own >= MAX_QUEUED // OWN_SHARE:
+            raise OverloadedError(
+                f"{own or len(self._jobs)} constraints wait to be compiled, try again later"
+            )
+        self._jobs[job.place] = job
         if self._thread is None:
             self._thread = deep_thread(self._serve, "grammars")
         self._queue.put(job)
@@ -228,16 +273,16 @@ class Grammars:
     def _is_wanted(self, job: _Job) -> bool:
         """False, and the job is forgotten, if all who waited have gone."""
         with self._lock:
-            if self._jobs.get(job.key) is job and not all(future.cancelled() for future in job.waiting):
+            if self._jobs.get(job.place) is job and not all(future.cancelled() for future in job.waiting):
                 return True
-            if self._jobs.get(job.key) is job:
-                del self._jobs[job.key]
+            if self._jobs.get(job.place) is job:
+                del self._jobs[job.place]
             return False
 
     def _finish(self, job: _Job, outcome: Grammar | BraidError) -> None:
         with self._lock:
-            if self._jobs.get(job.key) is job:
-                del self._jobs[job.key]
+            if self._jobs.get(job.place) is job:
+                del self._jobs[job.place]
             waiting, job.waiting = job.waiting, []
             if isinstance(outcome, Grammar):
                 self.cache.put(job.key, outcome, estimate_bytes(job.constraint))

@@ -18,7 +18,7 @@ import pytest
 from braid.core.constraint import Constraint, ConstraintKind
 from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError, OverloadedError
 from braid.engine import guidance
-from braid.engine.grammar import MAX_QUEUED, Grammar, GrammarCache, Grammars, estimate_bytes
+from braid.engine.grammar import MAX_QUEUED, OWN_SHARE, Grammar, GrammarCache, Grammars, estimate_bytes
 from braid.engine.guidance import Vocabulary
 from braid.engine.rehearsal import Rehearsal
 
@@ -385,6 +385,29 @@ def test_the_caller_never_waits_and_the_queue_is_bounded() -> None:
         future.cancel()
     gate.open.set()
     assert allowed(waiting[0].result(60).start()) == {ord("a")}
+    grammars.close()
+
+
+def test_owners_take_turns_and_have_shares() -> None:
+    """One owner's constraints, however many and slow, are no queue for another's."""
+    gate = Gate()
+    grammars = Grammars(gate)
+    done: list[str] = []
+
+    def ask(owner: str, source: str) -> Future[Grammar]:
+        future = grammars.compile(constraint("regex", source), owner)
+        future.add_done_callback(lambda _: done.append(owner + source))
+        return future
+
+    first = [ask("a", f"a{index}") for index in range(MAX_QUEUED // OWN_SHARE)]
+    with pytest.raises(OverloadedError, match="wait to be compiled"):
+        ask("a", "one too many")
+    others = [ask("b", "a0"), ask("c", "c")]
+    gate.open.set()
+    for future in [*first, *others]:
+        future.result(60)
+    assert {"ba0", "cc"} <= set(done[:4])
+    assert len(grammars.cache) == len(first) + 1
     grammars.close()
 
 
