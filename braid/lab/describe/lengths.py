@@ -1,0 +1,206 @@
+"""Laws of request and response lengths: quantiles, a zeta (Zipf) law, one against two log-normal components.
+
+Only rows that were answered count: failed rows say nothing of a length law, and 0 is not on a log axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import zeta
+
+from braid.lab.describe.arrays import QUANTILES, Floats, floats, integer_edges, ints, rounded
+from braid.lab.describe.mixture import Mixture, fit_mixture, mixture_cdf
+
+HISTOGRAM_BINS = 60
+CURVE_POINTS = 240
+BOOTSTRAPS = 100
+BOOTSTRAP_POINTS = 512
+TAIL_STARTS = 24
+MIN_TAIL = 200
+COMMON = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distance:
+    """Kolmogorov-Smirnov distance of data and law, ``sup |F - G|``, with the 95 % interval of a bootstrap of the data.
+    There is no p-value: at a million rows everything is rejected."""
+
+    ks: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Zeta:
+    """``P(k) ~ k ** -exponent`` for ``k >= first``, by maximum likelihood; ``share`` of the rows are that long."""
+
+    exponent: float
+    stderr: float
+    first: int
+    share: float
+    distance: Distance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LengthLaw:
+    """One kind of length.
+
+    Args:
+        num: rows that have a length of at least 1.
+        quantiles: at ``arrays.QUANTILES``.
+        common: the most frequent lengths, pairs (tokens, share of rows).
+        zeta: the Zipf law of all lengths from 1; ``tail`` from where it fits best (Clauset's start).
+        single, double: log-normal laws of one and two components; ``bic_gain_per_row`` is how much two beat one.
+        histogram_edges, histogram: rows per bin, edges at half integers.
+        survival: pairs (tokens, share of rows at least that long).
+    """
+
+    num: int
+    mean: float
+    sd: float
+    max: int
+    quantiles: Floats
+    common: tuple[Floats, ...]
+    zeta: Zeta
+    tail: Zeta | None
+    single: Mixture
+    single_distance: Distance
+    double: Mixture
+    double_distance: Distance
+    bic_gain_per_row: float | None
+    histogram_edges: Floats
+    histogram: tuple[int, ...]
+    survival: tuple[Floats, ...]
+
+
+def counted(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct lengths from 1 in order, and how often each occurs."""
+    whole = lengths[lengths >= 1].astype(np.int64)
+    if not whole.size or whole.max() > 50_000_000:
+        return np.unique(whole, return_counts=True)
+    counts = np.bincount(whole)
+    values = np.flatnonzero(counts)
+    return values, counts[values]
+
+
+def length_law(lengths: np.ndarray, rng: np.random.Generator) -> LengthLaw | None:
+    """Fit every law to ``lengths`` (NaN and below 1 left out). None below ten rows or two distinct lengths."""
+    values, counts = counted(lengths)
+    if values.size < 2 or counts.sum() < 10:
+        return None
+    num = int(counts.sum())
+    mean = float(values @ counts / num)
+    single, double = fit_mixture(values, counts, 1), fit_mixture(values, counts, 2)
+    edges = integer_edges(int(values[0]), int(values[-1]), HISTOGRAM_BINS)
+    order = np.argsort(-counts, kind="stable")[:COMMON]
+    return LengthLaw(
+        num=num,
+        mean=mean,
+        sd=float(np.sqrt(((values - mean) ** 2 @ counts) / num)),
+        max=int(values[-1]),
+        quantiles=floats(weighted_quantiles(values, counts, QUANTILES)),
+        common=tuple(floats((values[at], counts[at] / num)) for at in order),
+        zeta=_zeta(values, counts, rng),
+        tail=_tail(values, counts, rng),
+        single=single,
+        single_distance=distance(counts, mixture_cdf(single, values), mixture_cdf(single, values - 1), rng),
+        double=double,
+        double_distance=distance(counts, mixture_cdf(double, values), mixture_cdf(double, values - 1), rng),
+        bic_gain_per_row=rounded((single.bic - double.bic) / num),
+        histogram_edges=floats(edges, 10),
+        histogram=ints(np.histogram(values, edges, weights=counts)[0]),
+        survival=_survival(values, counts),
+    )
+
+
+def weighted_quantiles(values: np.ndarray, counts: np.ndarray, at: tuple[float, ...]) -> np.ndarray:
+    """Linear between the closest ranks (type 7) of ``values`` each repeated ``counts`` times."""
+    ends = np.cumsum(counts)
+    ranks = (ends[-1] - 1) * np.asarray(at)
+    low, high = np.floor(ranks), np.ceil(ranks)
+    lower, upper = (values[np.searchsorted(ends, rank, side="right")] for rank in (low, high))
+    return np.asarray(lower + (upper - lower) * (ranks - low))
+
+
+def zeta_exponent(values: np.ndarray, counts: np.ndarray, first: int = 1) -> tuple[float, float]:
+    """Maximum likelihood of ``k ** -s / zeta(s, first)`` and its standard error; ``values`` are at least ``first``."""
+    num, mean_log = float(counts.sum()), float(counts @ np.log(values) / counts.sum())
+
+    def cost(s: float) -> float:
+        return float(s * mean_log + np.log(zeta(s, first)))
+
+    best = float(minimize_scalar(cost, bounds=(1.0001, 30.0), method="bounded", options={"xatol": 1e-7}).x)
+    step = 1e-3 * min(best - 1, 1.0)
+    information = (cost(best + step) - 2 * cost(best) + cost(best - step)) / step**2
+    return best, float(1 / np.sqrt(num * information)) if information > 0 else float("inf")
+
+
+def distance(
+    counts: np.ndarray, law: np.ndarray, law_before: np.ndarray, rng: np.random.Generator
+) -> Distance:
+    """KS distance of values seen ``counts`` times and a law, ``P(X <= value)``, ``P(X <= value - 1)``, at each."""
+    ks = _farthest(counts, law, law_before)
+    low, high = _bootstrap(counts, law, rng)
+    return Distance(ks=ks, low=min(low, ks), high=max(high, ks))
+
+
+def _farthest(counts: np.ndarray, law: np.ndarray, law_before: np.ndarray) -> float:
+    data = np.cumsum(counts) / counts.sum()
+    before = np.concatenate(([0.0], data[:-1]))
+    return max(float(np.abs(data - law).max()), float(np.abs(before - law_before).max()))
+
+
+def _bootstrap(counts: np.ndarray, law: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """95 % interval of the distance under resampling of the rows, seen at up to ``BOOTSTRAP_POINTS`` quantiles."""
+    num, ends = int(counts.sum()), np.cumsum(counts)
+    at = np.unique(np.searchsorted(ends, np.linspace(0, num, BOOTSTRAP_POINTS + 1)[1:], side="left"))
+    shares = np.diff(ends[at], prepend=0) / num
+    drawn = rng.multinomial(num, shares / shares.sum(), size=BOOTSTRAPS).cumsum(axis=1) / num
+    low, high = np.quantile(np.abs(drawn - law[at]).max(axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _zeta(values: np.ndarray, counts: np.ndarray, rng: np.random.Generator, first: int = 1) -> Zeta:
+    kept = values >= first
+    inside, seen = values[kept], counts[kept]
+    exponent, stderr = zeta_exponent(inside, seen, first)
+    law, before = _zeta_cdf(exponent, first, inside)
+    return Zeta(
+        exponent=exponent,
+        stderr=stderr,
+        first=first,
+        share=float(seen.sum() / counts.sum()),
+        distance=distance(seen, law, before, rng),
+    )
+
+
+def _tail(values: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Zeta | None:
+    """The start whose tail lies closest to a zeta law, of ``TAIL_STARTS`` quantiles up to the 99th percentile."""
+    if counts.sum() < 2 * MIN_TAIL:
+        return None
+    highest = min(0.99, 1 - MIN_TAIL / counts.sum())
+    starts = np.unique(
+        weighted_quantiles(values, counts, tuple(np.linspace(0, highest, TAIL_STARTS))).astype(int)
+    )
+    fits = []
+    for start in starts[starts < values[-1]]:
+        inside, seen = values[values >= start], counts[values >= start]
+        law = _zeta_cdf(zeta_exponent(inside, seen, int(start))[0], int(start), inside)
+        fits.append((_farthest(seen, *law), int(start)))
+    return _zeta(values, counts, rng, min(fits)[1]) if fits else None
+
+
+def _zeta_cdf(exponent: float, first: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``P(X <= value)`` and ``P(X <= value - 1)``."""
+    law, before = (1 - zeta(exponent, values + step) / zeta(exponent, first) for step in (1.0, 0.0))
+    return law, before
+
+
+def _survival(values: np.ndarray, counts: np.ndarray) -> tuple[Floats, ...]:
+    at_least = np.cumsum(counts[::-1])[::-1] / counts.sum()
+    wanted = np.geomspace(values[0], values[-1], CURVE_POINTS)
+    at = np.unique(np.searchsorted(values, wanted, side="left").clip(0, values.size - 1))
+    return tuple(floats(pair) for pair in zip(values[at], at_least[at], strict=True))
