@@ -7,6 +7,7 @@ and computed again in the next step.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -59,7 +60,9 @@ Start = Callable[[], Matcher]
 class Worker(Protocol):
     """Runs jobs one after the other, elsewhere."""
 
-    def submit(self, job: Callable[[], None]) -> None: ...
+    def submit(self, job: Callable[[], None], cost: float = 0.0) -> None:
+        """Queue a job. Those that are likely to ``cost`` least go first, equal ones in order."""
+        ...
 
     def wait(self, done: Callable[[], bool], seconds: float) -> None:
         """Return when ``done()`` or when the time is up."""
@@ -72,19 +75,24 @@ class Worker(Protocol):
     def close(self) -> None: ...
 
 
+_Queued = tuple[float, int, Callable[[], None] | None]
+"""Numbers are unique, so that no two jobs are compared."""
+
+
 class ThreadWorker:
     """A worker with one daemon thread, started with the first job."""
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.PriorityQueue[_Queued] = queue.PriorityQueue()
+        self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._generation = 0
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], None], cost: float = 0.0) -> None:
         if self._thread is None:
             self.replace()
-        self._jobs.put(job)
+        self._jobs.put((cost, next(self._numbers), job))
 
     def wait(self, done: Callable[[], bool], seconds: float) -> None:
         with self._changed:
@@ -95,14 +103,14 @@ class ThreadWorker:
 
     def close(self) -> None:
         if self._thread is not None:
-            self._jobs.put(None)
+            self._jobs.put((-1.0, next(self._numbers), None))
             self._thread.join(MAX_RUNNING)
 
     def _serve(self) -> None:
         self._generation += 1
         generation = self._generation
         while self._generation == generation:
-            job = self._jobs.get()
+            _, _, job = self._jobs.get()
             if job is None:
                 return
             job()
@@ -139,6 +147,11 @@ class _Track:
     running_since: float | None = None
     deferred_since: float | None = None
     spent: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Seconds that a mask of this grammar takes in the mean: those of cheap ones need not wait for dear ones."""
+        return self.spent / (self.num_tokens + 1)
 
     @property
     def is_ready(self) -> bool:
@@ -235,7 +248,7 @@ class Masks:
             return
         track.mask_V = None
         track.num_tokens += 1
-        self._worker.submit(lambda: self._compute(track, token_id))
+        self._worker.submit(lambda: self._compute(track, token_id), track.cost)
 
     def _compute(self, track: _Track, token_id: int | None) -> None:
         """Runs in the worker. Never raises: what goes wrong is this request's error."""

@@ -124,7 +124,7 @@ class LateWorker:
         self._jobs: deque[Callable[[], None]] = deque()
         self.asked = 0
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], None], cost: float = 0.0) -> None:
         self._jobs.append(job)
 
     def wait(self, done: Callable[[], bool], seconds: float) -> None:

@@ -47,7 +47,7 @@ class HeldWorker:
         self.num_replaced = 0
         self.is_closed = False
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], None], cost: float = 0.0) -> None:
         self.jobs.append(job)
 
     def wait(self, done: Callable[[], bool], seconds: float) -> None:
@@ -254,6 +254,20 @@ def test_the_thread_works_and_ends() -> None:
             masks.advance("a", 0)
     masks.close()
     assert threading.active_count() <= before
+
+
+def test_masks_of_cheap_grammars_go_first() -> None:
+    """Whoever has used much time for each token waits for those who have not, and never the other way round."""
+    worker, gate, ended = ThreadWorker(), threading.Event(), threading.Event()
+    done: list[str] = []
+    worker.submit(lambda: gate.wait(10) and None)
+    for name, cost in (("dear", 0.02), ("cheap", 0.0), ("dearer", 0.03), ("cheap too", 0.0)):
+        worker.submit(lambda name=name: done.append(name), cost)  # type: ignore[misc]
+    worker.submit(ended.set, 1.0)
+    gate.set()
+    assert ended.wait(10)
+    assert done == ["cheap", "cheap too", "dear", "dearer"]
+    worker.close()
 
 
 def test_a_replaced_thread_leaves_its_queue_to_the_next() -> None:
