@@ -60,9 +60,11 @@ def _all_at_once(data: bytes, names: tuple[str, ...], columns: Mapping[str, Any]
     unique = [name if names.index(name) == at else f"{name}_{at}" for at, name in enumerate(names)]
     schema = {name: columns.get(name, pl.String) for name in unique}
     try:
-        return pl.read_csv(data, has_header=True, schema=schema)
+        frame = pl.read_csv(data, has_header=True, schema=schema)
     except (pl.exceptions.PolarsError, UnicodeDecodeError):
         return None
+    texts = [name for name, dtype in schema.items() if dtype == pl.String and (frame[name] == "").any()]
+    return frame.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in texts)
 
 
 def _is_wrong(frame: pl.DataFrame, columns: Mapping[str, Any], required: Collection[str]) -> bool:
@@ -132,7 +134,7 @@ def _count_reason(num: int) -> pl.Expr:
 
 def _reason(name: str, raw: pl.Expr, value: pl.Expr, dtype: Any, required: bool) -> pl.Expr:
     """Why a cell makes its row unusable; null where it does not."""
-    reasons = []
+    reasons: list[pl.Expr] = []
     if required:
         reasons.append(pl.when(raw.is_null()).then(pl.lit(f"{name} is missing")))
     if dtype != pl.String:

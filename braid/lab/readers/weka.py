@@ -49,7 +49,7 @@ def sees_csv(head: Head) -> bool:
 def read_table(source: Source, head: Head, progress: Progress) -> Draft:
     """A program is an agent of a session; a sub-agent's parent is the agent that its name extends."""
     frame, problems = read_csv(source, COLUMNS, REQUIRED)
-    names = {"t_s": "t_program_s", "idx": "turn", "best_prefix_tok": "cached_tok"}
+    names = {"t_s": "t_program_s", "best_prefix_tok": "cached_tok"}
     names |= {"think_s": "gap_before_s", "api_s": "e2e_s", "trace": "session"}
     frame = frame.rename(names, strict=False)
     agent = pl.col("agent")
@@ -61,6 +61,9 @@ def read_table(source: Source, head: Head, progress: Progress) -> Draft:
         pl.lit("agent").alias("kind"),
         _status(pl.col("stop")) if "stop" in frame.columns else pl.lit("unknown").alias("status"),
     ).drop("agent")
+    # The file's idx counts the places where sub-agents began, too.
+    turn = pl.col("idx").rank("ordinal").over("program_id").cast(pl.Int32) - 1
+    frame = frame.with_columns(turn.alias("turn"))
     notes = (
         _NO_CLOCK,
         "When a sub-agent began is not in this file.",
