@@ -19,7 +19,7 @@ UNSENDABLE = pl.col("in_tok") == 0
 
 _EXAMPLES = 10
 _GRIDS_S = (3600.0, 60.0, 30.0, 20.0, 15.0, 10.0, 5.0, 3.0, 2.0, 1.0, 0.5, 0.1, 0.01, 0.001)
-_GRID_TOLERANCE = 0.002
+_GRID_TOLERANCE = 0.005
 _GRID_SHARE = 0.999
 _GRID_TIMES = 20
 _SILENCE_MEANS = 20.0
@@ -47,7 +47,7 @@ def audit(trace: Trace) -> tuple[Finding, ...]:
 
 
 def quantum_of(times: np.ndarray) -> float:
-    """The grid that times sit on, in seconds, jitter of 0.2 % allowed; 0 for none, or too few times to tell.
+    """The grid that times sit on, in seconds, jitter of 0.5 % allowed; 0 for none, or too few times to tell.
 
     Args:
         times: seconds, in any order.

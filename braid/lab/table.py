@@ -6,12 +6,13 @@ Shapes: one row per request, in order of ``t_s``; ties keep the order of the sou
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from polars.io.plugins import register_io_source
 
 from braid.core.errors import BraidError
 
@@ -134,13 +135,36 @@ def conform(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def save(trace: Trace, path: Path) -> None:
-    """Write parquet, with what is known of the trace in the file's metadata."""
+    """Write parquet, with what is known of the trace in the file's metadata.
+
+    Raises:
+        TraceError: ``path`` cannot be written.
+    """
     head = {
         "version": SCHEMA_VERSION,
         "info": asdict(trace.info),
         "findings": [asdict(finding) for finding in trace.findings],
     }
-    trace.frame.write_parquet(path, compression="zstd", metadata={"braid": json.dumps(head)})
+    try:
+        trace.frame.write_parquet(path, compression="zstd", metadata={"braid": json.dumps(head)})
+    except OSError as error:
+        raise TraceError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def save_stream(frames: Iterator[pl.DataFrame], info: TraceInfo, path: Path) -> int:
+    """Write conforming frames as they come, one in memory at a time, to a file like ``save``'s; the number of rows."""
+    head = {"version": SCHEMA_VERSION, "info": asdict(info), "findings": []}
+    rows = 0
+
+    def source(*_: object) -> Iterator[pl.DataFrame]:
+        nonlocal rows
+        for frame in frames:
+            rows += frame.height
+            yield frame
+
+    lazy = register_io_source(source, schema=dict(SCHEMA))
+    lazy.sink_parquet(path, compression="zstd", metadata={"braid": json.dumps(head)})
+    return rows
 
 
 def load(path: Path) -> Trace:

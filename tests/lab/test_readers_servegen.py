@@ -58,8 +58,8 @@ def test_anything_but_a_dict_of_numbers_is_refused(text: object) -> None:
 def test_a_profile_is_no_trace(folder: Path) -> None:
     with pytest.raises(TraceError, match="ServeGen profile"):
         read_trace(folder)
+    (folder / "empty").mkdir()
     with pytest.raises(TraceError, match="no known folder"):
-        (folder / "empty").mkdir()
         read_trace(folder / "empty")
     with pytest.raises(TraceError, match="no ServeGen client"):
         read_profile(folder / "empty")
