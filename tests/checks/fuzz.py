@@ -285,6 +285,12 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
         yield from _places(inner, (*path, key))
 
 
+def _factor(rng: random.Random, body: dict[str, Any]) -> int:
+    """How often to repeat a part of the body: the whole may grow to a little more than a server takes."""
+    size = len(json.dumps(body))
+    return max(factor for factor in (1, rng.choice((2, 20, 300))) if factor * size < 36 << 20 or factor == 1)
+
+
 def mutate(rng: random.Random, body: dict[str, Any], names: Sequence[str]) -> None:
     """One edit somewhere in the body."""
     places = list(_places(body))
@@ -301,7 +307,7 @@ def mutate(rng: random.Random, body: dict[str, Any], names: Sequence[str]) -> No
         lambda value: [value],
         lambda value: {"type": value},
         lambda value: str(value)[:5000],
-        lambda value: value * rng.choice((2, 20, 300)) if isinstance(value, (str, list)) else weird(rng),
+        lambda value: value * _factor(rng, body) if isinstance(value, (str, list)) else weird(rng),
     )
     choice = rng.randrange(9)
     if choice < len(edits):
