@@ -8,7 +8,12 @@ from __future__ import annotations
 from cyclopts import App
 
 from braid.cli.trace.audit import audit
+from braid.cli.trace.compare import compare
+from braid.cli.trace.describe import describe
+from braid.cli.trace.fit import fit
+from braid.cli.trace.generate import generate
 from braid.cli.trace.load import load
+from braid.cli.trace.scale import scale
 
 trace = App(
     name="trace",
@@ -16,3 +21,8 @@ trace = App(
 )
 trace.command(load)
 trace.command(audit)
+trace.command(compare)
+trace.command(describe)
+trace.command(fit)
+trace.command(generate)
+trace.command(scale)

@@ -1,0 +1,55 @@
+"""What a fit found and what a comparison says, as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from braid.lab.compare import Row
+from braid.lab.fit.profile import Profile, Stream
+
+
+def show_profile(profile: Profile, out: Path) -> None:
+    """The candidates with their held-out scores, and the lengths' laws."""
+    console = Console()
+    for what, stream in (("requests", profile.requests), ("programs", profile.programs)):
+        if stream is not None:
+            _show_stream(console, what, stream)
+    for note in profile.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"profile kept as {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_stream(console: Console, what: str, stream: Stream) -> None:
+    if stream.arrivals is not None:
+        windows = list(stream.arrivals.scores[0].idc) if stream.arrivals.scores else []
+        title = f"arrivals of {what} on held-out time (index of dispersion: generated to seen)"
+        table = Table(
+            "model", *(f"IDC {w} s" for w in windows), "KS gaps", "", title=title, title_justify="left"
+        )
+        for score in stream.arrivals.scores:
+            cells = (f"{score.idc.get(w, float('nan')):.2f}" for w in windows)
+            table.add_row(score.name, *cells, f"{score.ks:.3f}", "chosen" if score.chosen else "")
+        console.print(table)
+    laws = Table("model", "kind", "share", "input law", "KS", "output law", "KS", title=f"lengths of {what}")
+    laws.title_justify = "left"
+    for mix in stream.mix:
+        cells = []
+        for found in (mix.input_laws, mix.output_laws):
+            cells += [found[0].family, f"{found[0].ks:.3f}"] if found else ["-", "-"]
+        laws.add_row(mix.model or "-", mix.kind or "-", f"{mix.share:.1%}", *cells)
+    console.print(laws)
+
+
+def show_rows(rows: list[Row]) -> None:
+    """Pass or fail per statistic."""
+    table = Table("statistic", "value", "95 %", "floor", "bound", "")
+    for row in rows:
+        ratio = row.name.startswith("IDC")
+        bound = f"1 +- {row.bound:.2f}" if ratio else f"<= {row.bound:.3f}"
+        verdict = ("[green]pass[/]" if row.passed else "[red]FAIL[/]") if row.judged else "[dim]not judged[/]"
+        floor = "-" if row.floor is None else f"{row.floor:.3f}"
+        table.add_row(row.name, f"{row.value:.3f}", f"{row.low:.3f} .. {row.high:.3f}", floor, bound, verdict)
+    Console().print(table)

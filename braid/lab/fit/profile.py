@@ -1,0 +1,111 @@
+"""The profile: everything a fit found, as one versioned JSON file that generation reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from braid.core.errors import BraidError
+from braid.lab.fit.arrivals import FittedArrivals
+from braid.lab.fit.lengths import LengthLaw, Table
+from braid.lab.fit.outcomes import Outcomes
+from braid.lab.fit.programs import ProgramLaws
+
+VERSION = 1
+
+
+class ProfileError(BraidError, ValueError):
+    """A file is no profile, or one of another version; or a profile lacks what was asked of it."""
+
+
+class Lengths(msgspec.Struct, frozen=True, kw_only=True):
+    """Lengths of one model and kind: the first prompts of programs (or all prompts), and outputs by prompt."""
+
+    model: str | None
+    kind: str | None
+    share: float
+    num: int
+    input: Table | None
+    output: Table | None
+    input_laws: tuple[LengthLaw, ...] = ()
+    output_laws: tuple[LengthLaw, ...] = ()
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True):
+    """Independent requests, or programs (``programs`` is set and ``arrivals`` are their starts)."""
+
+    num: int
+    arrivals: FittedArrivals | None
+    mix: tuple[Lengths, ...]
+    outcomes: Outcomes
+    programs: ProgramLaws | None = None
+
+    @property
+    def requests_per_start(self) -> float:
+        return self.programs.mean_turns if self.programs else 1.0
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trace was found to be. ``data_sha256`` is of the file that was fitted."""
+
+    version: int
+    source: str
+    data_sha256: str
+    span_s: float
+    licence: str
+    citation: str
+    notes: tuple[str, ...]
+    requests: Stream | None = None
+    programs: Stream | None = None
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        return tuple(stream for stream in (self.requests, self.programs) if stream is not None)
+
+    @property
+    def rate(self) -> float | None:
+        """Requests per second of everything together; None where no stream has a law of arrivals."""
+        rates = [
+            stream.arrivals.rate * stream.requests_per_start for stream in self.streams if stream.arrivals
+        ]
+        return sum(rates) if rates else None
+
+
+def save_profile(profile: Profile, path: Path) -> None:
+    """Write JSON.
+
+    Raises:
+        ProfileError: the file cannot be written.
+    """
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(profile, enc_hook=_plain), indent=1) + b"\n")
+    except OSError as error:
+        raise ProfileError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _plain(value: object) -> object:
+    """numpy's scalars as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise NotImplementedError(f"{type(value).__name__} in a profile")
+
+
+def load_profile(path: Path) -> Profile:
+    """Read what ``save_profile`` wrote.
+
+    Raises:
+        ProfileError: no such file, not JSON, not a profile, another version.
+    """
+    try:
+        raw = path.read_bytes()
+        head = msgspec.json.decode(raw)
+        version = head.get("version") if isinstance(head, dict) else None
+        if version != VERSION:
+            raise ProfileError(f"{path}: is no profile of version {VERSION} (it says {version!r})")
+        return msgspec.json.decode(raw, type=Profile)
+    except OSError as error:
+        raise ProfileError(f"cannot read {path}: {error.strerror}") from None
+    except msgspec.MsgspecError as error:
+        raise ProfileError(f"{path}: is no profile: {error}") from None
