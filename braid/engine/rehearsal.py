@@ -102,7 +102,7 @@ class Rehearsal:
             )
 
     def _ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-        """The answer; None if the process died or the time is up."""
+        """The answer; None if the process died, said anything else, or the time is up: it is not asked again then."""
         process = self._process
         if process is None or process.stdin is None:
             return None
@@ -110,10 +110,10 @@ class Rehearsal:
             process.stdin.write(json.dumps(question).encode() + b"\n")
             process.stdin.flush()
             line = self._lines.get(timeout=seconds)
+            answer: dict[str, Any] | None = json.loads(line) if line else None
         except (OSError, ValueError, queue.Empty):
             return None
-        answer: dict[str, Any] | None = json.loads(line) if line else None
-        return answer
+        return answer if isinstance(answer, dict) and "reason" in answer else None
 
     def _kill(self) -> None:
         process, self._process = self._process, None

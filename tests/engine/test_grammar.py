@@ -257,6 +257,19 @@ def test_a_process_that_was_killed_between_two_constraints_is_replaced() -> None
     rehearsal.close()
 
 
+def test_an_answer_that_is_none_does_not_stand_for_the_next_constraint() -> None:
+    """Whatever a library prints comes between question and answer: nothing read after it could be trusted."""
+    rehearsal = Rehearsal(vocabulary())
+    rehearsal.check(constraint("regex", "a"))
+    first = rehearsal._process
+    rehearsal._lines.put(b"warning: something\n")
+    with pytest.raises(InvalidParameterError):
+        rehearsal.check(constraint("regex", "b"))
+    rehearsal.check(constraint("regex", "c"))
+    assert rehearsal._process is not first
+    rehearsal.close()
+
+
 def test_a_panic_while_compiling_is_one_requests_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Panic(BaseException):
         pass
