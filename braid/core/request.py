@@ -42,7 +42,7 @@ class TokenLogprobs(NamedTuple):
     top: tuple[tuple[int, float], ...]
 
 
-class RequestTimes(NamedTuple):
+class PhaseTimes(NamedTuple):
     """How long one request was where, in seconds on the executor's clock; None for what it never reached."""
 
     queued: float | None = None
@@ -70,7 +70,7 @@ class Delta(NamedTuple):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str | None = None
-    times: RequestTimes | None = None
+    times: PhaseTimes | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     embedding: tuple[float, ...] | None = None
     can_retry: bool = False
@@ -147,11 +147,11 @@ class Request:
         """Whether anything is to be generated, once ``max_tokens`` is set."""
         return self.pooling is None and self.max_tokens > 0
 
-    def times(self) -> RequestTimes:
+    def times(self) -> PhaseTimes:
         """How long it was where, as far as it has come."""
         begun, first = self.first_scheduled_time, self.first_token_time
         ready = self.finish_time if first is None and not self.wants_tokens else first
-        return RequestTimes(
+        return PhaseTimes(
             queued=_span(self.arrival_time, begun),
             prefill=_span(begun, ready),
             decode=_span(first, self.finish_time),

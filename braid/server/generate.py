@@ -11,7 +11,7 @@ from typing import Any
 
 from braid.core.errors import EngineDeadError
 from braid.core.program import ProgramRef, RetainIntent
-from braid.core.request import RequestTimes, TokenLogprobs
+from braid.core.request import PhaseTimes, TokenLogprobs
 from braid.core.sampling import SamplingParams
 from braid.engine.protocol import EngineClient, GenerateRequest
 from braid.server.decode import ChoiceDecoder, ChoiceDelta
@@ -169,7 +169,7 @@ class Generation:
         sequence, decoder = self._sequences[index], self._decoders[index]
         timer = SequenceTimer(self._metrics, self.report, index)
         reason = "error"
-        times: RequestTimes | None = None
+        times: PhaseTimes | None = None
         deltas = self._engine.generate(sequence)
         try:
             async with aclosing(deltas):

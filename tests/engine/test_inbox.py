@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from braid.core.errors import EngineDeadError
-from braid.core.request import Delta, FinishReason, RequestTimes, TokenLogprobs
+from braid.core.request import Delta, FinishReason, PhaseTimes, TokenLogprobs
 from braid.engine.inbox import Inbox, join
 
 
@@ -62,7 +62,7 @@ async def test_a_reader_that_gave_up_loses_nothing() -> None:
 
 def test_join_keeps_every_field() -> None:
     one, two = TokenLogprobs(1, -0.5, 1, ()), TokenLogprobs(2, -1.0, 2, ())
-    times = RequestTimes(queued=1.0)
+    times = PhaseTimes(queued=1.0)
     first = Delta("r", (1,), (one,), 3, prompt_logprobs=(None, one))
     last = Delta("r", (2,), (two,), 0, FinishReason.STOP, "END", None, times)
     joined = join([first, last])

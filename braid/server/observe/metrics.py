@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from braid.core.metrics import Histogram
 from braid.core.program import Applied, Outcome
-from braid.core.request import RequestTimes
+from braid.core.request import PhaseTimes
 from braid.engine.protocol import EngineInfo, EngineStats
 from braid.server.observe.instruments import (
     LABELS,
@@ -217,7 +217,7 @@ class SequenceTimer:
         num_prompt_tokens: int,
         num_tokens: int,
         num_cached_tokens: int,
-        times: RequestTimes | None = None,
+        times: PhaseTimes | None = None,
     ) -> None:
         """The sequence ended; only finished ones enter the histograms."""
         metrics, report = self._metrics, self._report
@@ -241,7 +241,7 @@ class SequenceTimer:
         if times is not None:
             self._observe_engine(times)
 
-    def _observe_engine(self, times: RequestTimes) -> None:
+    def _observe_engine(self, times: PhaseTimes) -> None:
         if times.queued is not None:
             self._metrics.queue.observe(times.queued)
         if times.prefill is not None:

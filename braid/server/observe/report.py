@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from braid.core.program import ProgramRef
-from braid.core.request import RequestTimes
+from braid.core.request import PhaseTimes
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +39,7 @@ class CallReport:
     num_tokens: dict[int, int] = field(default_factory=dict)
     num_cached_tokens: dict[int, int] = field(default_factory=dict)
     call_names: list[str] = field(default_factory=list)
-    times: RequestTimes | None = None
+    times: PhaseTimes | None = None
 
     @property
     def ttft(self) -> float | None:

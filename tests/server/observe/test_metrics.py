@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from braid.core.metrics import Histogram
 from braid.core.program import Applied, Outcome
-from braid.core.request import Delta, FinishReason, RequestTimes
+from braid.core.request import Delta, FinishReason, PhaseTimes
 from braid.engine.protocol import EngineStats
 from braid.server.observe.metrics import ALIASES, Gauges, SequenceTimer, ServerMetrics, metric_rows
 from braid.server.observe.report import CallReport
@@ -37,7 +37,7 @@ def test_times_of_a_sequence() -> None:
     timer = SequenceTimer(metrics, told, 0)
     for count in (1, 0, 2):
         timer.tokens(count)
-    times = RequestTimes(queued=0.2, prefill=0.3, decode=0.4)
+    times = PhaseTimes(queued=0.2, prefill=0.3, decode=0.4)
     timer.finish("stop", num_prompt_tokens=3, num_tokens=3, num_cached_tokens=2, times=times)
     values = read(metrics)
     assert values["braid_time_to_first_token_seconds_count"] == 1
@@ -137,7 +137,7 @@ async def test_everything_exposed_is_in_the_table(client: httpx.AsyncClient) -> 
 async def test_the_engine_s_times_arrive(client: httpx.AsyncClient, engine: Any) -> None:
     async def deltas(request: Any) -> Any:
         yield Delta(request.request_id, (65,), None, 0)
-        times = RequestTimes(queued=0.25, prefill=0.5, decode=0.75)
+        times = PhaseTimes(queued=0.25, prefill=0.5, decode=0.75)
         yield Delta(request.request_id, (66,), None, 0, FinishReason.STOP, times=times)
 
     engine.generate = deltas

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from braid.core.program import ProgramRef
-from braid.core.request import RequestTimes
+from braid.core.request import PhaseTimes
 from braid.server.lifecycle import RequestRecord, Usage
 from braid.server.observe.hashing import Hasher
 from braid.server.observe.report import CallReport
@@ -52,7 +52,7 @@ def record(status: int = 200) -> RequestRecord:
     call = CallReport("chatcmpl-1", "tiny", ((1, 2, 3),), 1, "", start, program)
     call.first_token, call.last_token = start + 0.5, start + 1.5
     call.finish_reasons[0], call.num_tokens[0] = "tool_calls", 5
-    call.times = RequestTimes(queued=0.1, prefill=0.3, decode=1.0)
+    call.times = PhaseTimes(queued=0.1, prefill=0.3, decode=1.0)
     made = RequestRecord(request_id="req-1", start=start, status=status, call=call, program=program)
     made.usage = lambda: Usage(3, 5, 2)
     return made
