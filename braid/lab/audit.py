@@ -116,16 +116,19 @@ def _where(trace: Trace, name: str, level: str, mask: pl.Expr, text: str) -> Ite
 
 
 def _identical(trace: Trace) -> Iterator[Finding]:
-    """Equal rows arrive together, so only ties are compared."""
-    frame = trace.frame.with_row_index("_at")
-    tied = (pl.col("t_s") == pl.col("t_s").shift(1)) | (pl.col("t_s") == pl.col("t_s").shift(-1))
-    ties = frame.filter(tied.fill_null(False))
-    skipped = {"_at", SOURCE_ROW, "turn", "gap_before_s"}
+    """Equal rows arrive together, so only ties are compared, and of those the ones of equal lengths."""
+    frame, time = trace.frame, pl.col("t_s")
+    key = pl.struct(time, "in_tok", "out_tok").hash().alias("key")
+    tied = ((time == time.shift(1)) | (time == time.shift(-1))).fill_null(False)
+    keys = frame.select(pl.int_range(pl.len()).alias("at"), key, tied.alias("tied")).filter("tied")
+    places = keys.filter(pl.col("key").is_duplicated())["at"]
+    ties = frame[places]
+    skipped = {SOURCE_ROW, "turn", "gap_before_s"}
     columns = [name for name in ties.columns if name not in skipped and ties[name].null_count() < ties.height]
     if not ties.height:
         return
-    seen = ties.select("_at", pl.struct(columns).is_first_distinct().alias("first"))
-    again = seen.filter(~pl.col("first"))["_at"].to_numpy()
+    first = ties.select(pl.struct(columns).is_first_distinct()).to_series()
+    again = places.filter(~first).to_numpy()
     if again.size:
         share = again.size / frame.height
         text = f"rows equal to one before them ({share:.1%}); kept: dropping them would delete real bursts"
@@ -203,7 +206,7 @@ def _alternating(trace: Trace) -> Iterator[Finding]:
     codes = trace.frame["model"].drop_nulls()
     if codes.len() < 3:
         return
-    models = codes.rank("dense").to_numpy().astype(np.int64)
+    models = codes.cast(pl.Categorical).to_physical().to_numpy().astype(np.int64)
     steps = (models[2:] == models[:-2]) & (models[2:] != models[1:-1])
     start, length = _longest_run(steps.astype(np.int64))
     if length >= math.log2(_RARE * models.size):

@@ -50,11 +50,8 @@ def test_one_row_a_second_with_models_in_turn_is_flagged(tmp_path: Path) -> None
 @pytest.mark.parametrize("further", [20, 70, 470])
 def test_rows_that_go_on_every_three_seconds_are_flagged(tmp_path: Path, further: int) -> None:
     """As in the second look-alike: 30 real rows, then one every 3 s, the first with 612 request tokens."""
-    rng = np.random.default_rng(2)
-    rows = [
-        f"{2293 + 3 * i},ChatGPT,{612 if i == 1 else rng.integers(900)},50,0,API log\n"
-        for i in range(1, further + 1)
-    ]
+    lengths = [612, *np.random.default_rng(2).integers(1, 900, further - 1)]
+    rows = [f"{2296 + 3 * i},ChatGPT,{n},50,{n + 50},API log\n" for i, n in enumerate(lengths)]
     path = tmp_path / "sample.csv"
     path.write_text(REAL.read_text() + "".join(rows))
     findings = {finding.name: finding for finding in read_trace(path).findings}
