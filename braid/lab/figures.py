@@ -17,8 +17,10 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullFormatter, PercentFormatter
+from scipy.special import zeta
 
+from braid.lab.describe.arrays import QUANTILES
 from braid.lab.describe.burst import MIN_GAPS
 from braid.lab.describe.description import Description, PanelDescription
 from braid.lab.describe.lengths import LengthLaw
@@ -32,8 +34,10 @@ INK, SOFT, FAINT = "#22303c", "#6b7a88", "#dfe5ea"
 HEAT = "cividis"
 DPI = 130
 WIDTH = 9.0
+ROUND_S = (1e-6, 1e-4, 1e-2, 0.1, 1, 3, 10, 60, 600, 3600, 36000, 86400, 864000)
+"""Where a logarithmic axis of durations has its labels."""
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10.5,
     "axes.titlesize": 11,
@@ -92,9 +96,7 @@ def draw_all(description: Description, progress: Progress | None = None) -> tupl
             told.update("drawing", number, len(PLOTS))
             figure = plot.draw(description)
             if figure is not None:
-                pictures.append(
-                    Picture(name=plot.name, title=plot.title, text=plot.text, png=_png(figure))
-                )
+                pictures.append(Picture(name=plot.name, title=plot.title, text=plot.text, png=_png(figure)))
     told.update("drawing", len(PLOTS), len(PLOTS))
     return tuple(pictures)
 
@@ -135,6 +137,7 @@ def _percent(axis: Any, decimals: int | None = 0) -> None:
 
 
 def _seconds_axis(axis: Any) -> None:
+    axis.set_major_locator(FixedLocator(ROUND_S))
     axis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     axis.set_minor_formatter(NullFormatter())
 
@@ -188,7 +191,9 @@ def _load(description: Description) -> Figure | None:
         (series.in_tok, "prompt", ORANGE, "-"),
         (series.out_tok, "output", GREEN, "-"),
     ):
-        bottom.step(times, _array(values), where="post", color=colour, linewidth=1.2, linestyle=dash, label=name)
+        bottom.step(
+            times, _array(values), where="post", color=colour, linewidth=1.2, linestyle=dash, label=name
+        )
     bottom.set_yscale("symlog", linthresh=max(_floor(series.out_tok), 1e-3))
     bottom.set_title("Tokens")
     bottom.set_ylabel("tokens / s")
@@ -236,7 +241,9 @@ def _hourly(description: Description) -> Figure | None:
         share = part.calendar.daily_share  # type: ignore[union-attr]
         if share is not None:
             text = f"hour of day explains {share:.0%} of the variance"
-            axis.annotate(text, (0.98, 0.95), xycoords="axes fraction", ha="right", va="top", color=SOFT, fontsize=9)
+            axis.annotate(
+                text, (0.98, 0.95), xycoords="axes fraction", ha="right", va="top", color=SOFT, fontsize=9
+            )
         axis.set(title=part.panel.name, xlabel="hour of the day", ylabel="requests / hour")
     return figure
 
@@ -255,13 +262,25 @@ def _tokens_hourly(description: Description) -> Figure | None:
     return figure
 
 
-def _boxes(axis: Any, rows: Sequence[Sequence[Any]], colour: str, shift: float = 0.0, label: str = "") -> None:
+def _boxes(
+    axis: Any, rows: Sequence[Sequence[Any]], colour: str, shift: float = 0.0, label: str = ""
+) -> None:
     """Boxes p25-p75 with the median and whiskers to p5 and p95."""
     low, first, middle, third, high = _array(rows).T
     at = np.arange(len(rows)) + shift
     width = 0.34 if shift else 0.62
     axis.vlines(at, low, high, color=colour, linewidth=1, alpha=0.8)
-    axis.bar(at, third - first, width, first, color=colour, alpha=0.35, edgecolor=colour, linewidth=0.8, label=label)
+    axis.bar(
+        at,
+        third - first,
+        width,
+        first,
+        color=colour,
+        alpha=0.35,
+        edgecolor=colour,
+        linewidth=0.8,
+        label=label,
+    )
     axis.hlines(middle, at - width / 2, at + width / 2, color=INK, linewidth=1.6)
     axis.set_xticks(range(0, len(rows), 3 if len(rows) > 12 else 1))
     axis.set_ylim(bottom=0)
@@ -291,16 +310,23 @@ def _bursts(description: Description) -> Figure | None:
     rate.set(title=f"Rate per window of {duration(windows.window_s)}", ylabel="requests / s")
     shape.plot(middle, _array(windows.shape), color=RED, label="by moments, 1 / CV²", **look)
     if any(value is not None for value in windows.shape_mle):
-        shape.plot(middle, _array(windows.shape_mle), color=SKY, label="maximum likelihood", **{**look, "marker": "s" if not many else "."})
+        shape.plot(
+            middle,
+            _array(windows.shape_mle),
+            color=SKY,
+            label="maximum likelihood",
+            **{**look, "marker": "s" if not many else "."},
+        )
     shape.axhline(1, color=SOFT, linestyle="--", linewidth=1)
-    shape.set_yscale("log")
-    shape.set(title=f"Gamma shape of the gaps (1: Poisson, smaller: burstier; windows with {MIN_GAPS} gaps or more)", ylabel="shape")
-    _plain_log(shape.yaxis)
+    _wide_log(shape)
+    shape.set(
+        title=f"Gamma shape of the gaps (1: Poisson, smaller: burstier; windows with {MIN_GAPS} gaps or more)",
+        ylabel="shape",
+    )
     shape.legend(loc="best", ncols=2)
     dispersion.plot(middle, _array(windows.idc), color=PURPLE, **look)
     dispersion.axhline(1, color=SOFT, linestyle="--", linewidth=1)
-    dispersion.set_yscale("log")
-    _plain_log(dispersion.yaxis)
+    _wide_log(dispersion)
     dispersion.set(
         title=f"Index of dispersion of counts per {duration(windows.idc_window_s)}, within each window",
         ylabel="Var / mean",
@@ -308,7 +334,7 @@ def _bursts(description: Description) -> Figure | None:
     )
     rate.set_ylim(bottom=0)
     if many:
-        for axis, values, colour in ((rate, windows.rate, BLUE), (shape, windows.shape, RED), (dispersion, windows.idc, PURPLE)):
+        for axis, values in ((rate, windows.rate), (shape, windows.shape), (dispersion, windows.idc)):
             axis.plot(middle, _running_median(_array(values)), color=INK, linewidth=1.3)
     return figure
 
@@ -319,6 +345,17 @@ def _running_median(values: np.ndarray, width: int = 73) -> np.ndarray:
     views = np.lib.stride_tricks.sliding_window_view(padded, width)
     enough = np.isfinite(views).sum(axis=1) > width // 4
     return np.where(enough, np.nanmedian(np.where(enough[:, None], views, 0.0), axis=1), np.nan)
+
+
+def _wide_log(axis: Any) -> None:
+    """A logarithmic y axis where the data span a decade or more."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=np.float64) for line in axis.get_lines()])
+    values = values[np.isfinite(values) & (values > 0)]
+    if values.size and values.max() > 10 * values.min():
+        axis.set_yscale("log")
+        _plain_log(axis.yaxis)
+    else:
+        axis.set_ylim(bottom=0)
 
 
 def _plain_log(axis: Any) -> None:
@@ -332,28 +369,64 @@ def _dispersion(description: Description) -> Figure | None:
         return None
     figure, axes = _figure(1, 2, 3.7)
     left, right = axes[0]
-    for judged, colour, name in ((True, BLUE, "this trace"), (False, FAINT, "window shorter than the clock's grid")):
+    for judged, colour, name in (
+        (True, BLUE, "this trace"),
+        (False, FAINT, "window shorter than the clock's grid"),
+    ):
         points = [point for point in arrivals.dispersion_curve if point.judged is judged and point.idc]
         if points:
-            left.plot([p.window_s for p in points], [p.idc for p in points], "o-", color=colour, markersize=4, label=name)
+            left.plot(
+                [p.window_s for p in points],
+                [p.idc for p in points],
+                "o-",
+                color=colour,
+                markersize=4,
+                label=name,
+            )
     marked = [point for point in arrivals.dispersion if point.idc and point.judged]
     for point in marked:
         left.annotate(
             f"{point.idc:.3g}", (point.window_s, point.idc), textcoords="offset points", xytext=(-3, 9),
             ha="right", fontsize=9, color=INK,
         )  # fmt: skip
-    left.plot([p.window_s for p in marked], [p.idc for p in marked], "D", color=RED, markersize=6, label="1, 10, 60, 600 s")
+    left.plot(
+        [p.window_s for p in marked],
+        [p.idc for p in marked],
+        "D",
+        color=RED,
+        markersize=6,
+        label="1, 10, 60, 600 s",
+    )
     left.axhline(1, color=SOFT, linestyle="--", linewidth=1, label="Poisson")
-    left.set(xscale="log", yscale="log", title="Index of dispersion", xlabel="window of the counts", ylabel="Var / mean")
-    left.legend(loc="upper left")
+    left.set(
+        xscale="log",
+        yscale="log",
+        title="Index of dispersion",
+        xlabel="window of the counts",
+        ylabel="Var / mean",
+    )
+    left.legend(loc="best")
     left.margins(y=0.18)
     _seconds_axis(left.xaxis)
     _plain_log(left.yaxis)
     if arrivals.gap_curve and arrivals.gap_mean_s:
         gap, longer = _array(arrivals.gap_curve).T
         right.plot(gap, np.maximum(longer, 1e-12), color=BLUE, label="this trace")
-        right.plot(gap, np.exp(-gap / arrivals.gap_mean_s), color=SOFT, linestyle="--", linewidth=1.2, label="exponential, same mean")
-        right.set(xscale="log", yscale="log", title="Gaps between arrivals", xlabel="gap", ylabel="share of gaps that are longer")
+        right.plot(
+            gap,
+            np.exp(-gap / arrivals.gap_mean_s),
+            color=SOFT,
+            linestyle="--",
+            linewidth=1.2,
+            label="exponential, same mean",
+        )
+        right.set(
+            xscale="log",
+            yscale="log",
+            title="Gaps between arrivals",
+            xlabel="gap",
+            ylabel="share of gaps that are longer",
+        )
         right.set_ylim(max(longer[longer > 0].min() / 2, 1e-7), 1.6)
         right.legend(loc="lower left")
         _seconds_axis(right.xaxis)
@@ -366,20 +439,23 @@ def _dispersion(description: Description) -> Figure | None:
 
 
 def _inputs(description: Description) -> Figure | None:
-    return _survivals([(part.panel.name, part.input) for part in _parts(description)], "prompt")
+    parts = _parts(description)
+    laws = [(f"{part.panel.name}: prompt", part.input) for part in parts]
+    return _survivals(laws if len(parts) > 1 else [("prompt", parts[0].input), ("output", parts[0].output)])
 
 
-def _survivals(laws: list[tuple[str, LengthLaw | None]], what: str) -> Figure | None:
+def _survivals(laws: list[tuple[str, LengthLaw | None]]) -> Figure | None:
     known = [(name, law) for name, law in laws if law]
     if not known:
         return None
     figure, axes = _grid_of(known, 3.5)
-    from scipy.special import zeta
-
     for axis, (name, law) in zip(axes, known, strict=False):
         length, at_least = _array(law.survival).T
         axis.plot(length, at_least, color=BLUE, label="data", linewidth=2.2)
-        for fit, colour, dash, label in ((law.zeta, RED, "--", "Zipf from 1"), (law.tail, ORANGE, "-.", "Zipf tail")):
+        for fit, colour, dash, label in (
+            (law.zeta, RED, "--", "Zipf from 1"),
+            (law.tail, ORANGE, "-.", "Zipf tail"),
+        ):
             if fit is None:
                 continue
             over = np.geomspace(fit.first, length[-1], 200)
@@ -387,7 +463,7 @@ def _survivals(laws: list[tuple[str, LengthLaw | None]], what: str) -> Figure | 
             start = f" from {fit.first:,}" if fit is law.tail else ""
             text = f"{label}{start}: s = {fit.exponent:.2f}, KS {fit.distance.ks:.2f}"
             axis.plot(over, line, color=colour, linestyle=dash, label=text)
-        axis.set(xscale="log", yscale="log", title=name, xlabel=f"{what} tokens", ylabel="share at least that long")
+        axis.set(xscale="log", yscale="log", title=name, xlabel="tokens", ylabel="share at least that long")
         axis.set_ylim(max(at_least.min() / 2, 1e-7), 1.5)
         _eng(axis.xaxis)
         axis.legend(loc="lower left")
@@ -395,7 +471,7 @@ def _survivals(laws: list[tuple[str, LengthLaw | None]], what: str) -> Figure | 
 
 
 def _outputs_tail(description: Description) -> Figure | None:
-    return _survivals([(part.panel.name, part.output) for part in _parts(description)], "output")
+    return _survivals([(f"{part.panel.name}: output", part.output) for part in description.panels])
 
 
 def _mixtures(description: Description) -> Figure | None:
@@ -417,14 +493,20 @@ def _mixture(axis: Any, name: str, law: LengthLaw) -> None:
     height = counts / counts.sum() / np.diff(np.log(edges))
     axis.stairs(height, edges, fill=True, color=SKY, alpha=0.55, label="data")
     at = np.geomspace(edges[0], edges[-1], 500)
-    axis.plot(at, mixture_density(law.single, at).sum(0), color=SOFT, linestyle="--", label=f"one log-normal, KS {law.single_distance.ks:.2f}")
+    axis.plot(
+        at,
+        mixture_density(law.single, at).sum(0),
+        color=SOFT,
+        linestyle="--",
+        label=f"one log-normal, KS {law.single_distance.ks:.2f}",
+    )
     parts = mixture_density(law.double, at)
     axis.plot(at, parts.sum(0), color=RED, label=f"two, KS {law.double_distance.ks:.2f}")
     for part in parts:
         axis.plot(at, part, color=RED, linewidth=0.9, linestyle=":")
     gain = law.bic_gain_per_row or 0.0
     axis.set(xscale="log", title=name, xlabel="tokens", ylabel="density per log unit")
-    axis.set_ylim(0, 1.42 * float(np.quantile(height, 0.97)) + 1e-9 if height.max() > 4 * np.quantile(height, 0.97) else 1.42 * height.max())
+    axis.set_ylim(0, 1.42 * min(float(height.max()), 1.6 * float(parts.sum(0).max())))
     axis.legend(loc="upper left", title=f"BIC gain of the second: {gain:.2g} per row", title_fontsize=9)
     _eng(axis.xaxis)
 
@@ -446,12 +528,29 @@ def _relation(description: Description) -> Figure | None:
         middle = np.sqrt(edges[1:] * edges[:-1])
         kept = np.isfinite(band[:, 2])
         for column in (0, 4):
-            axis.plot(middle[kept], band[kept, column], color=INK, linewidth=1, linestyle=":", label="90 % band" if column else None)
+            axis.plot(
+                middle[kept],
+                band[kept, column],
+                color=INK,
+                linewidth=1,
+                linestyle=":",
+                label="90 % band" if column else None,
+            )
         axis.plot(middle[kept], band[kept, 2], color=RED, linewidth=2.2, label="median")
-        axis.plot(middle[kept], _array(found.mean)[kept], color=ORANGE, linestyle="--", linewidth=1.8, label="mean")
+        axis.plot(
+            middle[kept], _array(found.mean)[kept], color=ORANGE, linestyle="--", linewidth=1.8, label="mean"
+        )
         rank = "-" if found.spearman is None else f"{found.spearman:.2f}"
         axis.set(xscale="log", yscale="log", xlabel="prompt tokens", ylabel="output tokens")
-        axis.set_title(f"{part.panel.name}  (rank correlation {rank})")
+        axis.set_title(part.panel.name)
+        axis.annotate(
+            f"rank correlation {rank}",
+            (0.98, 0.97),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize=9,
+        )
         axis.grid(False)
         for side in (axis.xaxis, axis.yaxis):
             _eng(side)
@@ -477,7 +576,12 @@ def _turns(description: Description) -> Figure | None:
         over = np.geomspace(1, found.max, 200)
         text = f"geometric, p = {found.geometric_p:.3f}, KS {found.geometric_ks:.2f}"
         left.plot(over, (1 - found.geometric_p) ** (over - 1), color=RED, linestyle="--", label=text)
-        left.set(yscale="log", xlabel="turns", ylabel="share of programs with at least as many", title="Turns per program")
+        left.set(
+            yscale="log",
+            xlabel="turns",
+            ylabel="share of programs with at least as many",
+            title="Turns per program",
+        )
         if found.max > 40:
             left.set_xscale("log")
             _plain_log(left.xaxis)
@@ -494,8 +598,20 @@ def _turns(description: Description) -> Figure | None:
             if value and value > 0:
                 height = (0.5, 0.9, 0.99)[(quantile - 4) // 2]
                 right.plot(value, height, "o", color=INK, markersize=4)
-                right.annotate(f"{name}: {duration(value)}", (value, height), textcoords="offset points", xytext=(7, -11), fontsize=9)
-        right.set(xscale="log", ylim=(0, 1.04), xlabel="gap between turns", ylabel="share of gaps at most that long", title="Think and tool time")
+                right.annotate(
+                    f"{name}: {duration(value)}",
+                    (value, height),
+                    textcoords="offset points",
+                    xytext=(7, -11),
+                    fontsize=9,
+                )
+        right.set(
+            xscale="log",
+            ylim=(0, 1.04),
+            xlabel="gap between turns",
+            ylabel="share of gaps at most that long",
+            title="Think and tool time",
+        )
         _seconds_axis(right.xaxis)
         _percent(right.yaxis)
     else:
@@ -527,9 +643,7 @@ def _sharing(description: Description) -> Figure | None:
     found = description.sharing
     if found is None:
         return None
-    from braid.lab.describe.arrays import QUANTILES
-
-    figure, axes = _figure(1, 2, 3.6)
+    figure, axes = _figure(1, 2, 3.6, width_ratios=(1.7, 1))
     left, right = axes[0]
     if found.reuse:
         names = [f"{reuse.block_size:,}" for reuse in found.reuse]
@@ -539,9 +653,11 @@ def _sharing(description: Description) -> Figure | None:
             (0.2, [reuse.token_hit_rate for reuse in found.reuse], ORANGE, "of tokens"),
         ):
             bars = left.bar(at + shift, rates, 0.38, color=colour, label=label)
-            left.bar_label(bars, [f"{rate:.1%}" for rate in rates], fontsize=8, padding=2)
+            left.bar_label(bars, [f"{rate:.1%}" for rate in rates], fontsize=8.5, padding=2)
         left.set_xticks(at, names)
-        left.set(title="Hit rate of a cache without limit", xlabel="block size (tokens)", ylabel="seen before")
+        left.set(
+            title="Hit rate of a cache without limit", xlabel="block size (tokens)", ylabel="seen before"
+        )
         left.legend(loc="upper right", ncols=2, bbox_to_anchor=(1.02, 1.0))
         left.set_ylim(0, min(1.28 * max(max(r.block_hit_rate, r.token_hit_rate) for r in found.reuse), 1.3))
         left.grid(axis="x", visible=False)
@@ -550,12 +666,20 @@ def _sharing(description: Description) -> Figure | None:
         seen = found.cached_share or 0.0
         left.barh([0], [seen], color=BLUE, height=0.4)
         left.barh([0], [1 - seen], left=[seen], color=FAINT, height=0.4)
-        left.annotate(f"{seen:.1%} seen before", (0.02, 0), va="center", color="white", fontsize=13, fontweight="bold")
+        left.annotate(
+            f"{seen:.1%} seen before", (0.02, 0), va="center", color="white", fontsize=13, fontweight="bold"
+        )
         left.set(title="Prompt tokens, as the source says", xlim=(0, 1), ylim=(-0.7, 0.7), yticks=[])
         left.grid(False)
         _percent(left.xaxis)
     right.plot(_array(found.hit_quantiles), QUANTILES, "o-", color=BLUE, markersize=4)
-    right.set(title="Share of a prompt seen before", xlabel="share of the prompt", ylabel="requests with at most that", xlim=(-0.02, 1.02), ylim=(0, 1.03))
+    right.set(
+        title="Share of a prompt seen before",
+        xlabel="share of the prompt",
+        ylabel="requests with at most that",
+        xlim=(-0.02, 1.02),
+        ylim=(0, 1.03),
+    )
     _percent(right.xaxis)
     _percent(right.yaxis)
     return figure
@@ -567,15 +691,32 @@ def _failures(description: Description) -> Figure | None:
         return None
     figure, axes = _figure(1, 1, 3.9)
     axis = axes[0, 0]
-    load, share, low, high = (_array(values) for values in (found.load, found.class_share, found.low, found.high))
+    load, share, low, high = (
+        _array(values) for values in (found.load, found.class_share, found.low, found.high)
+    )
     points = _array(found.scatter)
-    axis.plot(points[:, 0], points[:, 1], ".", color=SKY, alpha=0.35, markersize=4, label=f"one window of {duration(found.window_s)}")
+    axis.plot(
+        points[:, 0],
+        points[:, 1],
+        ".",
+        color=SKY,
+        alpha=0.35,
+        markersize=4,
+        label=f"one window of {duration(found.window_s)}",
+    )
     error = np.abs(np.stack([share - low, high - share]))
     axis.errorbar(load, share, error, fmt="o-", color=RED, capsize=3, label="windows by load, 95 % interval")
     if found.share is not None:
-        axis.axhline(found.share, color=SOFT, linestyle="--", linewidth=1, label=f"whole trace: {found.share:.2%}")
+        axis.axhline(
+            found.share, color=SOFT, linestyle="--", linewidth=1, label=f"whole trace: {found.share:.2%}"
+        )
     rank = "" if found.spearman is None else f" (rank correlation {found.spearman:.2f})"
-    axis.set(xscale="log", title=f"Failed requests against load{rank}", xlabel="requests / s in the window", ylabel="share that failed")
+    axis.set(
+        xscale="log",
+        title=f"Failed requests against load{rank}",
+        xlabel="requests / s in the window",
+        ylabel="share that failed",
+    )
     axis.set_ylim(0, min(1.02, max(1.3 * high.max(), float(np.quantile(points[:, 1], 0.97)) * 1.1)))
     _percent(axis.yaxis, None)
     _plain_log(axis.xaxis)
@@ -584,19 +725,92 @@ def _failures(description: Description) -> Figure | None:
 
 
 PLOTS = (
-    _Plot("load", "Load through time", "Requests and tokens per second. A partial last step counts its own length.", _load),
-    _Plot("weekly", "Weeks", "Requests per day, a row per week; the weekday of day 0 is not known.", _weekly),
-    _Plot("hourly", "Hours of the day", "Over all days: box p25 to p75 with the median, whiskers to p5 and p95.", _hourly),
-    _Plot("tokens_hourly", "Tokens by hour of the day", "Prompt and output tokens per hour, boxes as above.", _tokens_hourly),
-    _Plot("bursts", "Burstiness through time", "Gamma parameters of the gaps inside each window, which drift: one law for a whole trace hides it.", _bursts),
-    _Plot("dispersion", "Burstiness by time scale", "Var / mean of counts in full windows, 1 at every scale for Poisson. A good fit of the gaps alone proves little.", _dispersion),
-    _Plot("inputs", "Prompt lengths", "Survival functions and Zipf laws (discrete power laws) by maximum likelihood, of all lengths and of the tail that fits best.", _inputs),
-    _Plot("outputs_tail", "Output lengths", "The same for outputs.", _outputs_tail),
-    _Plot("mixtures", "One component or two", "Log-normal laws of one and two components; a gain in BIC speaks for two.", _mixtures),
-    _Plot("relation", "Output given prompt", "Median, mean and 90 % band by prompt length, over the density of the requests.", _relation),
-    _Plot("turns", "Turns and gaps", "How long programs are, and how long they pause between turns.", _turns),
-    _Plot("growth", "Prompts within programs", "Whether a prompt holds the turns before it.", _growth),
-    _Plot("sharing", "Prefixes seen before", "What a prefix cache without limit would hold when each prompt arrives.", _sharing),
-    _Plot("failures", "Failures against load", "Failed share per window by its load; the interval takes failures as independent, so it is too narrow where they come in bursts.", _failures),
-)  # fmt: skip
+    _Plot(
+        "load",
+        "Load through time",
+        "Requests and tokens per second. A partial last step counts its own length.",
+        _load,
+    ),
+    _Plot(
+        "weekly",
+        "Weeks",
+        "Requests per day, a row per week; the weekday of day 0 is not known.",
+        _weekly,
+    ),
+    _Plot(
+        "hourly",
+        "Hours of the day",
+        "Over all days: box p25 to p75 with the median, whiskers to p5 and p95.",
+        _hourly,
+    ),
+    _Plot(
+        "tokens_hourly",
+        "Tokens by hour of the day",
+        "Prompt and output tokens per hour, boxes as above.",
+        _tokens_hourly,
+    ),
+    _Plot(
+        "bursts",
+        "Burstiness through time",
+        "Gamma parameters of the gaps inside each window, which drift: one law for a whole trace hides it.",
+        _bursts,
+    ),
+    _Plot(
+        "dispersion",
+        "Burstiness by time scale",
+        "Var / mean of counts in full windows, 1 at every scale for Poisson. A good fit of the gaps alone "
+        "proves little.",
+        _dispersion,
+    ),
+    _Plot(
+        "inputs",
+        "Lengths and Zipf laws",
+        "Survival functions and Zipf laws (discrete power laws) by maximum likelihood, of all lengths and "
+        "of the tail that fits best.",
+        _inputs,
+    ),
+    _Plot(
+        "outputs",
+        "Output lengths and Zipf laws",
+        "The same for outputs.",
+        _outputs_tail,
+    ),
+    _Plot(
+        "mixtures",
+        "One component or two",
+        "Log-normal laws of one and two components; a gain in BIC speaks for two.",
+        _mixtures,
+    ),
+    _Plot(
+        "relation",
+        "Output given prompt",
+        "Median, mean and 90 % band by prompt length, over the density of the requests.",
+        _relation,
+    ),
+    _Plot(
+        "turns",
+        "Turns and gaps",
+        "How long programs are, and how long they pause between turns.",
+        _turns,
+    ),
+    _Plot(
+        "growth",
+        "Prompts within programs",
+        "Whether a prompt holds the turns before it.",
+        _growth,
+    ),
+    _Plot(
+        "sharing",
+        "Prefixes seen before",
+        "What a prefix cache without limit would hold when each prompt arrives.",
+        _sharing,
+    ),
+    _Plot(
+        "failures",
+        "Failures against load",
+        "Failed share per window by its load; the interval takes failures as independent, so it is too "
+        "narrow where they come in bursts.",
+        _failures,
+    ),
+)
 """All figures, in the order of the page."""

@@ -131,7 +131,7 @@ def dispersion(t_s: np.ndarray, window_s: float, quantum_s: float = 0.0) -> Disp
 
 
 def dispersion_curve(t_s: np.ndarray, quantum_s: float = 0.0, first_s: float = 0.1) -> tuple[Dispersion, ...]:
-    """``dispersion`` at ``first_s`` and its doublings, up to a twentieth of the span; counts are merged, not recounted."""
+    """``dispersion`` at ``first_s`` and its doublings, up to a twentieth of the span; counts are merged."""
     span, window = float(t_s[-1] - t_s[0]), first_s
     index = ((t_s - t_s[0]) // first_s).astype(np.int64)
     starts = np.flatnonzero(np.diff(index, prepend=-1))

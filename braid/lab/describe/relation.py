@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
     ranks = [mean_ranks(values) for values in (first, second)]
     if any(rank.std() == 0 for rank in ranks):
         return None
-    return rounded(float(np.corrcoef(*ranks)[0, 1]))
+    return rounded(float(np.corrcoef(ranks[0], ranks[1])[0, 1]))
 
 
 def mean_ranks(values: np.ndarray) -> np.ndarray:
@@ -91,12 +92,12 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
 
 def _bands(ordered: np.ndarray, bounds: np.ndarray) -> tuple[Floats, ...]:
     empty: Floats = (None,) * len(BAND)
-    slices = [ordered[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+    slices = [ordered[low:high] for low, high in pairwise(bounds)]
     return tuple(floats(np.quantile(part, BAND)) if part.size >= MIN_ROWS else empty for part in slices)
 
 
 def _means(ordered: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    slices = [ordered[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+    slices = [ordered[low:high] for low, high in pairwise(bounds)]
     return np.array([part.mean() if part.size >= MIN_ROWS else np.nan for part in slices])
 
 
