@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import polars as pl
 
 from braid.lab.readers.bad import Problems
-from braid.lab.readers.source import Source, head_of
+from braid.lab.readers.source import Source, csv_cells, head_of
 from braid.lab.table import TraceError
 
 ROW = "source_row"
@@ -112,7 +111,7 @@ def _cells(data: bytes) -> pl.DataFrame:
     plain = frame.with_columns(pl.col("line").str.split(",").alias("cells"))
     quoted = plain.filter(pl.col("line").str.contains('"', literal=True))
     if quoted.height:
-        split = [next(csv.reader([line]), []) for line in quoted["line"]]
+        split = [csv_cells(line) for line in quoted["line"]]
         fixed = quoted.select("row").with_columns(pl.Series("split", split, dtype=pl.List(pl.String)))
         plain = plain.join(fixed, on="row", how="left", maintain_order="left")
         plain = plain.with_columns(pl.coalesce("split", "cells").alias("cells")).drop("split")

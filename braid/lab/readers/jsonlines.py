@@ -8,7 +8,7 @@ import msgspec
 
 from braid.lab.progress import Progress
 from braid.lab.readers.bad import Problems
-from braid.lab.readers.source import Source
+from braid.lab.readers.source import NOT_JSON, Source
 from braid.lab.table import TraceError
 
 Row = TypeVar("Row")
@@ -36,7 +36,7 @@ def read_lines(source: Source, kind: type[Row], progress: Progress) -> tuple[lis
             numbers.append(number)
         except msgspec.ValidationError as error:
             problems.add(number, str(error))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except NOT_JSON as error:
             problems.add(number, f"not JSON: {error}")
             if number == len(lines) and not ends:
                 problems.half_line = number

@@ -13,7 +13,7 @@ from braid.lab.progress import Progress
 from braid.lab.readers.draft import Draft, leave_out, with_turns
 from braid.lab.readers.jsonlines import column, read_lines
 from braid.lab.readers.numbers import Count, with_rows
-from braid.lab.readers.source import Head, Source
+from braid.lab.readers.source import NOT_JSON, Head, Source
 from braid.lab.table import TraceError, TraceInfo
 
 PARTS = {
@@ -115,7 +115,7 @@ def _side_lengths(folder: Path) -> dict[int, int]:
 def _entry(line: bytes) -> Mapping[str, Any]:
     try:
         value = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -16,7 +16,7 @@ import polars as pl
 
 from braid.lab.progress import NoProgress, Progress
 from braid.lab.readers.bad import Problems
-from braid.lab.readers.source import open_source
+from braid.lab.readers.source import NOT_JSON, open_source
 from braid.lab.table import Finding, TraceError
 
 LICENCE = "Apache-2.0"
@@ -156,7 +156,7 @@ def _lengths(path: Path, client: int, problems: Problems, digest: Any) -> dict[t
     digest.update(path.name.encode() + source.data)
     try:
         windows = msgspec.json.decode(source.data, type=dict[str, dict[str, Any]])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise TraceError(f"{path}: is no ServeGen dataset: {error}") from None
     found = {}
     for number, (start, fields) in enumerate(windows.items(), 1):

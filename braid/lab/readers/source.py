@@ -19,6 +19,8 @@ _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _PARQUET = b"PAR1"
 _HEAD_LINES = 100
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises where there is no JSON, or nested far too deeply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +110,21 @@ def _whole_head(data: bytes) -> Head:
 
 def _header(data: bytes) -> tuple[str, ...]:
     line = data[:65_536].split(b"\n", 1)[0].decode("utf-8", "replace").strip("\r")
-    return tuple(cell.strip() for cell in next(csv.reader([line]), []))
+    return tuple(cell.strip() for cell in csv_cells(line))
+
+
+def csv_cells(line: str) -> list[str]:
+    """One line of CSV; what no quoting rule explains is taken apart at the commas."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return line.split(",")
 
 
 def _decoded(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,7 +13,7 @@ from braid.lab.progress import Progress
 from braid.lab.readers.bad import Problems
 from braid.lab.readers.draft import Draft, with_turns
 from braid.lab.readers.numbers import with_rows
-from braid.lab.readers.source import Head, Source
+from braid.lab.readers.source import NOT_JSON, Head, Source
 from braid.lab.table import STATUSES, Finding, TraceError, TraceInfo
 
 INPUT = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "input_tokens")
@@ -98,7 +98,7 @@ def _entries(source: Source, head: Head, problems: Problems) -> Iterator[tuple[i
     for place, line in enumerate(lines, 1):
         try:
             value = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except NOT_JSON as error:
             number += 1
             problems.add(number, f"not JSON: {error}")
             if place == len(lines) and not source.data.endswith(b"\n"):
@@ -186,7 +186,7 @@ def _text(value: Any) -> str | None:
 
 
 def _time(fields: Mapping[str, Any], nano: tuple[str, ...], other: tuple[str, ...]) -> int | None:
-    """Nanoseconds: of a count of them, of seconds, or of an ISO time."""
+    """Nanoseconds: of a count of them, of seconds, or of an ISO time (UTC where it names no zone)."""
     if (value := _first(fields, nano)) is not None:
         if not str(value).isdigit():
             raise ValueError(f"{nano[0]} is {value!r}, no nanoseconds")
@@ -206,6 +206,8 @@ def _iso(text: str) -> int:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{text[:40]!r} is no ISO time") from None
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC)
     whole = int(time.replace(microsecond=0).timestamp())
     return whole * _NANO + time.microsecond * 1000
 

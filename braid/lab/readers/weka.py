@@ -15,7 +15,7 @@ from braid.lab.readers.bad import Problems
 from braid.lab.readers.csvfile import read_csv
 from braid.lab.readers.draft import Draft
 from braid.lab.readers.numbers import Count, Length, with_rows
-from braid.lab.readers.source import Head, Source, head_of, open_source
+from braid.lab.readers.source import NOT_JSON, Head, Source, head_of, open_source
 from braid.lab.table import TraceError, TraceInfo
 
 COLUMNS = {
@@ -149,7 +149,7 @@ class _Walk:
     def _decoded(self, raw: msgspec.Raw) -> _Call | None:
         try:
             call = msgspec.json.decode(raw, type=_Call)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except NOT_JSON as error:
             self.problems.add(self.rows, str(error))
             return None
         if call.requests is None and (call.in_tok is None or call.out_tok is None):
@@ -205,7 +205,7 @@ def _read_sessions(name: str, sources: list[Source], sha256: str, progress: Prog
 def _session(source: Source) -> _Session:
     try:
         return msgspec.json.decode(source.data, type=_Session)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise TraceError(f"{source.path}: is no session: {error}") from None
 
 
