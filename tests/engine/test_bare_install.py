@@ -12,7 +12,7 @@ from .conftest import SMALL
 SCRIPT = """
 import sys
 
-ABSENT = {{"msgspec", "zmq", "fastapi", "starlette", "uvicorn", "pydantic", "gguf", "minijinja"}}
+ABSENT = {{"msgspec", "zmq", "starlette", "uvicorn", "pydantic", "gguf", "minijinja"}}
 ABSENT |= {{"huggingface_hub", "psutil", "rich", "cyclopts", "yaml", "prometheus_client", "transformers", "httpx"}}
 
 class Blocker:
