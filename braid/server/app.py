@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,7 +31,7 @@ from braid.server.programs.sessions import SessionRoutes
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(context: ServerContext, *, local: bool = False) -> FastAPI:
+def create_app(context: ServerContext, *, local: bool = False) -> Starlette:
     """The HTTP shell around an engine; ``app.state.lifecycle`` drains it, ``app.state.observer`` closes its logs.
 
     Args:
@@ -39,7 +39,8 @@ def create_app(context: ServerContext, *, local: bool = False) -> FastAPI:
     """
     lifecycle = Lifecycle()
     metrics = ServerMetrics(context.served_model_names[0])
-    app = FastAPI(title="Braid", openapi_url=None, redirect_slashes=False)
+    app = Starlette()
+    app.router.redirect_slashes = False
     app.state.lifecycle = lifecycle
     app.add_exception_handler(HTTPException, _plain_error)
     config = context.config

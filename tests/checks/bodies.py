@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import httpx
-from fastapi import FastAPI
 from pydantic import BaseModel
+from starlette.applications import Starlette
 
 from braid.server.errors import is_anthropic
 from braid.server.guard import body as body_module
@@ -45,7 +45,7 @@ LONGEST_ECHO = 40
 """Errors may repeat so many characters of a value, as documented; never more."""
 
 
-def posts(app: FastAPI) -> list[str]:
+def posts(app: Starlette) -> list[str]:
     return [route.path for route in app.routes if "POST" in route.methods]  # type: ignore[attr-defined]
 
 

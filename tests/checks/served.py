@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from braid.checkpoint.open import open_checkpoint
 from braid.checkpoint.resolve import resolve
@@ -44,7 +44,7 @@ SMALL = {
 class Served(NamedTuple):
     """``engine`` is a ``FakeEngine`` or a ``ProcessClient``."""
 
-    app: FastAPI
+    app: Starlette
     client: httpx.AsyncClient
     engine: Any
     context: ServerContext

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from braid.checkpoint.open import open_checkpoint
 from braid.checkpoint.resolve import resolve
@@ -329,12 +329,12 @@ def context(
 
 
 @pytest.fixture
-def app(context: ServerContext) -> FastAPI:
+def app(context: ServerContext) -> Starlette:
     return create_app(context)
 
 
 @pytest.fixture
-async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
@@ -349,7 +349,7 @@ class LoopbackServer(uvicorn.Server):
 
 
 @pytest.fixture
-async def url(app: FastAPI) -> AsyncIterator[str]:
+async def url(app: Starlette) -> AsyncIterator[str]:
     """The application on a real socket."""
     options = {"ws": "none", "lifespan": "off", "log_config": None, "timeout_graceful_shutdown": 1}
     server = LoopbackServer(uvicorn.Config(app, port=0, **options))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from braid.server.config import ServerConfig
 from braid.server.guard.connection import guarded_protocol, max_connections
@@ -24,7 +24,7 @@ class Server(uvicorn.Server):
 
 
 @pytest.fixture
-async def port(app: FastAPI, config: ServerConfig) -> AsyncIterator[int]:
+async def port(app: Starlette, config: ServerConfig) -> AsyncIterator[int]:
     options = {"ws": "none", "lifespan": "off", "log_config": None, "timeout_graceful_shutdown": 1}
     server = Server(uvicorn.Config(app, port=0, http=guarded_protocol(config), **options))  # type: ignore[arg-type]
     task = asyncio.create_task(server.serve())
@@ -90,7 +90,7 @@ class TestSlowHead:
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
         writer.close()
 
-    async def test_a_slow_answer_is_not_cut(self, app: FastAPI, port: int) -> None:
+    async def test_a_slow_answer_is_not_cut(self, app: Starlette, port: int) -> None:
         async def slow(request: object) -> object:
             from starlette.responses import PlainTextResponse
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from braid.core.errors import EngineDeadError
 from braid.server.config import ServerConfig
@@ -17,7 +17,7 @@ BODY = {"messages": [{"role": "user", "content": "hi, this is private"}]}
 KEY = "sëcret-key"
 
 
-def routes(app: FastAPI) -> list[tuple[str, str]]:
+def routes(app: Starlette) -> list[tuple[str, str]]:
     found = [(method, route.path) for route in app.routes for method in route.methods]  # type: ignore[attr-defined]
     return [(method, path.replace("{name:path}", "tiny")) for method, path in found]
 
@@ -27,7 +27,7 @@ class TestKey:
     def config(self) -> ServerConfig:
         return ServerConfig(api_key=KEY)
 
-    async def test_every_route_but_health_needs_it(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_every_route_but_health_needs_it(self, app: Starlette, client: httpx.AsyncClient) -> None:
         assert len(routes(app)) >= 10
         for method, path in [*routes(app), ("GET", "/unknown"), ("POST", "/docs"), ("GET", "/openapi.json")]:
             answer = await client.request(method, path)
@@ -67,12 +67,12 @@ async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-async def test_every_answer_has_an_id_of_its_own(app: FastAPI, client: httpx.AsyncClient) -> None:
+async def test_every_answer_has_an_id_of_its_own(app: Starlette, client: httpx.AsyncClient) -> None:
     ids = {(await client.request(method, path)).headers["x-request-id"] for method, path in routes(app)}
     assert len(ids) == len(routes(app))
 
 
-async def test_draining(app: FastAPI, client: httpx.AsyncClient) -> None:
+async def test_draining(app: Starlette, client: httpx.AsyncClient) -> None:
     app.state.lifecycle.draining = True
     answer = await client.post(CHAT, json=BODY)
     assert answer.status_code == 503

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from braid.server.config import ServerConfig
 from braid.server.guard.keys import named_keys
@@ -25,7 +25,7 @@ NO_STREAMS = ("/v1/embeddings",)
 NO_PROGRAMS = ("/v1/embeddings",)
 
 
-def posts(app: FastAPI) -> list[str]:
+def posts(app: Starlette) -> list[str]:
     return [route.path for route in app.routes if "POST" in route.methods]  # type: ignore[attr-defined]
 
 
@@ -51,7 +51,7 @@ class TestKeys:
         return {request.cache_salt for request in engine.seen[known:]}
 
     async def test_no_route_shares_blocks_between_keys(
-        self, app: FastAPI, client: httpx.AsyncClient, engine: Any
+        self, app: Starlette, client: httpx.AsyncClient, engine: Any
     ) -> None:
         assert set(BODIES) <= set(posts(app))
         per_key: dict[str, set[str]] = {"one": set(), "two": set()}
@@ -114,7 +114,7 @@ class TestShared:
 class TestOrigins:
     """No page of another site may read an answer, or send anything but what a form could."""
 
-    async def test_nothing_is_said_to_other_origins(self, app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def test_nothing_is_said_to_other_origins(self, app: Starlette, client: httpx.AsyncClient) -> None:
         origin = {"origin": "https://evil.example"}
         paths = {route.path for route in app.routes}  # type: ignore[attr-defined]
         for path in [*paths, "/nowhere"]:

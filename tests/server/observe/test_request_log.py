@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from braid.core.errors import BraidError, InvalidParameterError
 from braid.core.program import ProgramRef
@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 class TestServer:
     @pytest.fixture
-    def app(self, context: ServerContext, path: Path) -> FastAPI:
+    def app(self, context: ServerContext, path: Path) -> Starlette:
         observe = ObserveConfig(request_log=path)
         return create_app(
             ServerContext(
@@ -52,7 +52,7 @@ class TestServer:
 
     @pytest.mark.parametrize("stream", [False, True])
     async def test_a_turn(
-        self, client: httpx.AsyncClient, app: FastAPI, path: Path, engine: Any, stream: bool
+        self, client: httpx.AsyncClient, app: Starlette, path: Path, engine: Any, stream: bool
     ) -> None:
         before = time.time()
         body = {"messages": [{"role": "user", "content": "private " * 9}], "stream": stream}
@@ -72,7 +72,7 @@ class TestServer:
         assert len(line["hash_ids"]) == -(-tokens // line["block_size"])
         assert "private" not in path.read_text()
 
-    async def test_one_line_per_prompt(self, client: httpx.AsyncClient, app: FastAPI, path: Path) -> None:
+    async def test_one_line_per_prompt(self, client: httpx.AsyncClient, app: Starlette, path: Path) -> None:
         await client.post(COMPLETIONS, json={"prompt": ["abc", "abcdef"], "n": 2, "max_tokens": 4})
         app.state.observer.close()
         one, two = read(path)
@@ -82,7 +82,7 @@ class TestServer:
         assert one["finish_reason"] == "length"
 
     async def test_what_generates_nothing_is_left_out(
-        self, client: httpx.AsyncClient, app: FastAPI, path: Path
+        self, client: httpx.AsyncClient, app: Starlette, path: Path
     ) -> None:
         await client.get("/v1/models")
         await client.post(COMPLETIONS, json={"prompt": ""})
@@ -90,7 +90,7 @@ class TestServer:
         assert read(path) == []
 
     async def test_failures_are_lines_too(
-        self, client: httpx.AsyncClient, app: FastAPI, path: Path, engine: Any
+        self, client: httpx.AsyncClient, app: Starlette, path: Path, engine: Any
     ) -> None:
         engine.delta_error = "boom"
         await client.post(COMPLETIONS, json={"prompt": "x"})

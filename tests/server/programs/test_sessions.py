@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from braid.core.program import Applied, ProgramVerb
 from braid.server.config import ServerConfig
@@ -357,7 +357,7 @@ class TestKeys:
         return ServerConfig(api_keys=named_keys(("one", "two")))
 
     async def test_programs_belong_to_their_key(
-        self, app: FastAPI, client: httpx.AsyncClient, engine: Any
+        self, app: Starlette, client: httpx.AsyncClient, engine: Any
     ) -> None:
         messages = [said("please look at the file and tell me what is in it")]
         mine, yours = {"x-api-key": "one"}, {"authorization": "Bearer two"}
