@@ -164,7 +164,7 @@ class _Writer:
             t = t + np.nan_to_num(e2e[more]) + gap
             if self._growth and t.size:
                 inputs = self._grown(inputs, turns)
-        return _Rows(*(np.concatenate(column) for column in zip(*parts, strict=True))) if parts else _NOTHING
+        return _joined(parts)
 
     def _outputs(self, group: NDArray[np.int64], inputs: Floats) -> Floats:
         return self._by_group(group, lambda g, index: g.outputs(inputs[index], self._rng), inputs.size)
@@ -190,7 +190,7 @@ class _Writer:
         return values
 
 
-_NOTHING = _Rows(*(np.empty(0) for _ in _Rows._fields))
+_NOTHING = _Rows._make(np.empty(0) for _ in _Rows._fields)
 
 
 def _model(stream: Stream, which: ArrivalsFrom, rate: float | None) -> ArrivalModel:
@@ -208,7 +208,7 @@ class _Source:
     """One stream of the profile, from starts to frames."""
 
     def __init__(
-        self, stream: Stream, plan: Plan, share: float, chunk_s: float, seed: np.random.SeedSequence, tag: str
+        self, stream: Stream, plan: Plan, share: float, chunk_s: float, seed: np.random.SeedSequence
     ):
         starts, draws = seed.spawn(2)
         rate = None if plan.rate is None else plan.rate * share
@@ -228,11 +228,11 @@ class _Source:
         rows = self._writer.rows(starts)
         if self._stream.programs is None:
             return self._frame(rows)
-        rows = _Rows(*(np.concatenate([a, b]) for a, b in zip(self._held, rows, strict=True)))
+        rows = _joined([self._held, rows])
         rows = _taken(rows, np.argsort(rows.t_s, kind="stable"))
         stop = rows.t_s.size if last else int(np.searchsorted(rows.t_s, horizon))
-        self._held = _Rows(*(column[stop:] for column in rows))
-        return self._frame(_Rows(*(column[:stop] for column in rows)))
+        self._held = _taken(rows, slice(stop, None))
+        return self._frame(_taken(rows, slice(0, stop)))
 
     def _frame(self, rows: _Rows) -> pl.DataFrame:
         failed, cancelled = self._outcomes(rows)
@@ -273,8 +273,12 @@ class _Source:
         return failed, cancelled & ~failed
 
 
-def _taken(rows: _Rows, index: NDArray[np.int64]) -> _Rows:
-    return _Rows(*(column[index] for column in rows))
+def _taken(rows: _Rows, index: NDArray[np.int64] | slice) -> _Rows:
+    return _Rows._make(column[index] for column in rows)
+
+
+def _joined(parts: list[_Rows]) -> _Rows:
+    return _Rows._make(np.concatenate(column) for column in zip(*parts, strict=True)) if parts else _NOTHING
 
 
 def _whole(values: Floats) -> pl.Series:

@@ -1,8 +1,9 @@
 """More or less load from a real trace, by whole programs.
 
 Thinning keeps a program by a hash of its id and the seed, so a smaller share is always part of a larger one.
-Superposing adds copies whose programs start a random shift later or earlier, so bursts of copies do not coincide. Gaps inside
-programs are never touched. Compressing time squeezes them, which no user does: it is there to show the difference.
+Superposing adds copies whose programs start a random shift later or earlier, so bursts of copies do not coincide.
+Gaps inside programs are never touched. Compressing time squeezes them, which no user does: it is there to show the
+difference.
 """
 
 from __future__ import annotations

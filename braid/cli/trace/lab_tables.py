@@ -36,10 +36,10 @@ def _show_stream(console: Console, what: str, stream: Stream) -> None:
     laws = Table("model", "kind", "share", "input law", "KS", "output law", "KS", title=f"lengths of {what}")
     laws.title_justify = "left"
     for mix in stream.mix:
-        cells = []
+        law_cells: list[str] = []
         for found in (mix.input_laws, mix.output_laws):
-            cells += [found[0].family, f"{found[0].ks:.3f}"] if found else ["-", "-"]
-        laws.add_row(mix.model or "-", mix.kind or "-", f"{mix.share:.1%}", *cells)
+            law_cells += [found[0].family, f"{found[0].ks:.3f}"] if found else ["-", "-"]
+        laws.add_row(mix.model or "-", mix.kind or "-", f"{mix.share:.1%}", *law_cells)
     console.print(laws)
 
 

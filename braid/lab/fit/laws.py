@@ -113,7 +113,7 @@ def draw_unit(law: UnitLaw, num: int, rng: np.random.Generator) -> Floats:
     """``num`` gaps of mean 1."""
     shape = law.shape
     if law.family == "gamma":
-        return rng.standard_gamma(shape, num) / shape
+        return np.asarray(rng.standard_gamma(shape, num) / shape)
     if law.family == "weibull":
         return np.asarray(rng.weibull(shape, num) / special.gamma(1 + 1 / shape))
     if law.family == "lognormal":
@@ -134,7 +134,7 @@ def _terms(family: str, gaps: Floats, quantum_s: float) -> Callable[[Floats], Fl
 
     def exact(theta: Floats) -> Floats:
         shape, mean = split(theta)
-        return rows.log_density(gaps / mean, shape) - np.log(mean)
+        return np.asarray(rows.log_density(gaps / mean, shape) - np.log(mean))
 
     ticks, inverse = np.unique(np.round(gaps / quantum_s) if quantum_s else gaps, return_inverse=True)
 
@@ -148,7 +148,7 @@ def _terms(family: str, gaps: Floats, quantum_s: float) -> Callable[[Floats], Fl
         d, q = ticks * quantum_s, quantum_s
         # Past the last tick's far tail the differences cancel; the floor keeps the logarithm finite there.
         probability = (integral(d + q) - 2 * integral(d) + np.where(d > 0, integral(d - q), 0.0)) / q
-        return np.log(np.maximum(probability, 1e-15))[inverse]
+        return np.asarray(np.log(np.maximum(probability, 1e-15))[inverse])
 
     return quantised if quantum_s else exact
 
@@ -179,7 +179,7 @@ def hessian(function: Callable[[Floats], float], theta: Floats, step: float = 1e
 
 def _covariance(terms: Callable[[Floats], Floats], theta: Floats, dependent: bool) -> Floats:
     """Of the estimate: inverse information, or Godambe's with batches of neighbours where terms are dependent."""
-    inverse = np.linalg.pinv(hessian(lambda x: -float(terms(x).sum()), theta))
+    inverse: Floats = np.asarray(np.linalg.pinv(hessian(lambda x: -float(terms(x).sum()), theta)), np.float64)
     if not dependent:
         return inverse
     step = 1e-4

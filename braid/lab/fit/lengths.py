@@ -40,7 +40,9 @@ def table(x: Floats, y: Floats, bins: int = 24) -> Table:
     """Bins of about equal count in ``x``, each with at least ``MIN_ROWS`` rows where there are so many."""
     edges = input_bins(x, int(np.clip(x.size // MIN_ROWS, 1, bins)))
     index = np.searchsorted(edges, x, "right")
-    rows, kept_edges, num = [], [], []
+    rows: list[tuple[float, ...]] = []
+    kept_edges: list[float] = []
+    num: list[int] = []
     for b in range(edges.size + 1):
         values = y[index == b]
         if not values.size:
@@ -159,7 +161,8 @@ def _described(z: Floats, weights: Floats, means: Floats, sds: Floats) -> Length
     columns = [share * spread / sds, share * (spread**2 - 1), ratio[:, :-1] - ratio[:, -1:]]
     scores = np.concatenate(columns, axis=1)
     sd = np.sqrt(np.maximum(np.diag(np.linalg.pinv(scores.T @ scores)), 0))
-    parameters, intervals = {}, {}
+    parameters: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
     for i in range(components):
         parameters |= {
             f"mean_log_{i}": float(means[i]),

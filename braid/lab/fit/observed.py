@@ -32,11 +32,11 @@ class Observed:
 
     def gaps(self) -> Floats:
         """Gaps between arrivals of the same span, in seconds."""
-        gaps = np.diff(self.times)
+        gaps: Floats = np.diff(self.times)
         if len(self.spans) < 2:
             return gaps
         owner = np.searchsorted([start for start, _ in self.spans], self.times, "right")
-        return gaps[np.diff(owner) == 0]
+        return np.asarray(gaps[np.diff(owner) == 0])
 
     def counts(self, window_s: float) -> Floats:
         return window_counts(self.times, window_s, self.spans).astype(float)

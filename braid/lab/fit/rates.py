@@ -185,7 +185,7 @@ def fit_cox(data: Observed) -> FittedRate | None:
     def loss(roots: Floats) -> Floats:
         expected = curve(roots**2, np.r_[windows, span])
         model = np.maximum(expected[:-1] - expected[-1] * windows / span, 1e-3)
-        return np.r_[np.log(model / seen), 0.02 * roots]
+        return np.asarray(np.r_[np.log(model / seen), 0.02 * roots])
 
     found = optimize.least_squares(loss, np.full(taus.size, 0.2), max_nfev=60)
     process = Cox(
