@@ -186,3 +186,15 @@ def test_time_that_runs_backwards_is_sorted_and_said(tmp_path: Path) -> None:
 def test_files_that_are_none(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(TraceError, match=words):
         read_trace(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("sizes", [(), (1,), (90, 30), (10_000,)])
+def test_pieces_do_not_change_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+) -> None:
+    path = written(tmp_path, BAD)
+    expected = read_trace(path)
+    monkeypatch.setattr("braid.lab.readers.csvfile._PIECES", sizes)
+    trace = read_trace(path)
+    assert trace.frame.equals(expected.frame)
+    assert trace.findings == expected.findings
