@@ -21,6 +21,7 @@ from braid.lab.fit.lengths import Sampler
 from braid.lab.fit.outcomes import failure_shares, loads
 from braid.lab.fit.processes import Constant, arrivals
 from braid.lab.fit.profile import Lengths, Profile, ProfileError, Stream
+from braid.lab.fit.programs import Course
 from braid.lab.progress import NoProgress, Progress
 from braid.lab.table import SCHEMA, Trace, TraceInfo, conform, save_stream
 
@@ -120,6 +121,25 @@ class _Group:
         return np.maximum(np.rint(self._output.draw(x, inputs.size, rng)), 1)
 
 
+class _Going:
+    """A course to draw from."""
+
+    def __init__(self, course: Course) -> None:
+        self.turns = Sampler(course.turns)
+        self._growth = [Sampler(each) for each in course.growth]
+        self._edges, self._longest = np.array(course.growth_edges), course.longest
+
+    def grown(self, inputs: Floats, turns: Floats, rng: np.random.Generator) -> Floats:
+        if not self._growth:
+            return inputs
+        which = np.searchsorted(self._edges, turns, "right")
+        grown = np.empty(inputs.size)
+        for i, sampler in enumerate(self._growth):
+            index = np.flatnonzero(which == i)
+            grown[index] = inputs[index] + sampler.draw(inputs[index], index.size, rng)
+        return np.clip(np.rint(grown), 1, self._longest)
+
+
 class _Writer:
     """Turns starts of one stream into rows."""
 
@@ -129,10 +149,7 @@ class _Writer:
         shares = np.array([lengths.share for lengths in stream.mix])
         self._edges = np.cumsum(shares / shares.sum())[:-1]
         laws = stream.programs
-        self._turns = Sampler(laws.turns) if laws else None
-        self._growth = [Sampler(each) for each in laws.growth] if laws else []
-        self._growth_edges = np.array(laws.growth_edges if laws else ())
-        self._longest = laws.longest if laws else 0.0
+        self._courses = [_Going(course) for course in laws.courses] if laws else []
         self._gap = Sampler(laws.gap_s) if laws and laws.gap_s else None
         self._e2e = Sampler(laws.e2e_s) if laws and laws.e2e_s else None
         self._num = 0
@@ -145,8 +162,9 @@ class _Writer:
         program = self._num + np.arange(num)
         self._num += num
         turns = np.ones(num)
-        if self._turns:
-            turns = np.maximum(np.rint(self._turns.draw(None, num, rng)), 1)
+        for i, course in enumerate(self._courses):
+            index = np.flatnonzero(group == i)
+            turns[index] = np.maximum(np.rint(course.turns.draw(None, index.size, rng)), 1)
         return self._run(starts, program, group, inputs, turns)
 
     def _run(
@@ -162,21 +180,20 @@ class _Writer:
             t, program, group, turns, inputs = t[more], program[more], group[more], turns[more], inputs[more]
             gap = self._gap.draw(None, t.size, rng) if self._gap and t.size else np.zeros(t.size)
             t = t + np.nan_to_num(e2e[more]) + gap
-            if self._growth and t.size:
-                inputs = self._grown(inputs, turns)
+            if t.size:
+                inputs = self._grown(group, inputs, turns)
         return _joined(parts)
 
     def _outputs(self, group: NDArray[np.int64], inputs: Floats) -> Floats:
         return self._by_group(group, lambda g, index: g.outputs(inputs[index], self._rng), inputs.size)
 
-    def _grown(self, inputs: Floats, turns: Floats) -> Floats:
+    def _grown(self, group: NDArray[np.int64], inputs: Floats, turns: Floats) -> Floats:
         """The next prompts of programs that have ``turns`` in all."""
-        which = np.searchsorted(self._growth_edges, turns, "right")
         grown = np.empty(inputs.size)
-        for i, sampler in enumerate(self._growth):
-            index = np.flatnonzero(which == i)
-            grown[index] = inputs[index] + sampler.draw(inputs[index], index.size, self._rng)
-        return np.clip(np.rint(grown), 1, self._longest)
+        for i, course in enumerate(self._courses):
+            index = np.flatnonzero(group == i)
+            grown[index] = course.grown(inputs[index], turns[index], self._rng)
+        return grown
 
     def _by_group(
         self, group: NDArray[np.int64], draw: Callable[[_Group, NDArray[np.int64]], Floats], num: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 import polars as pl
@@ -12,27 +14,37 @@ from braid.lab.fit.lengths import Table, quantile_table, table
 MAX_ROWS = 500_000
 
 
+class Course(msgspec.Struct, frozen=True, kw_only=True):
+    """How programs of one model and kind go on.
+
+    Args:
+        turns: quantiles of turns per program.
+        growth: the next prompt minus this prompt, by the length of this prompt (negative where it was compacted); one
+            table per range of turns, as long programs grow in smaller steps, the ranges parted by ``growth_edges``.
+        longest: the longest prompt seen, which growth never passes.
+    """
+
+    turns: Table
+    growth: tuple[Table, ...]
+    growth_edges: tuple[float, ...]
+    longest: float
+
+
 class ProgramLaws(msgspec.Struct, frozen=True, kw_only=True):
     """Turns of a program after its first.
 
     Args:
-        turns: quantiles of turns per program.
-        mean_turns: their mean.
-        single: share of programs with one turn; ``geometric`` the stopping chance of a geometric law of turns.
-        growth: the next prompt minus this prompt, by the length of this prompt (negative where it was compacted); one
-            table per range of turns, as long programs grow in smaller steps, the ranges parted by ``growth_edges``.
-        longest: the longest prompt seen, which growth never passes.
+        courses: one per entry of the stream's mix, in its order.
+        mean_turns: turns per program; ``single`` the share of programs with one turn, ``geometric`` the stopping chance
+            of a geometric law of turns.
         gap_s: end of a turn to the start of the next; None where the source has neither gaps nor times.
         e2e_s: duration of a call by its output tokens; None where the source does not say.
     """
 
-    turns: Table
+    courses: tuple[Course, ...]
     mean_turns: float
     single: float
     geometric: float
-    growth: tuple[Table, ...]
-    growth_edges: tuple[float, ...]
-    longest: float
     gap_s: Table | None
     e2e_s: Table | None
 
@@ -88,26 +100,44 @@ def _growth(later: pl.DataFrame, edges: Floats) -> tuple[Table, ...]:
     return tuple(table(*(part if part[0].size else whole), 32) for part in parts)
 
 
-def fit_programs(rows: pl.DataFrame) -> ProgramLaws:
-    """From rows that all have a ``program_id``."""
-    steps = _steps(rows)
-    counts = turn_counts(rows)
+def _course(steps: pl.DataFrame) -> Course:
     later = steps.filter(pl.col("step") > 0).with_columns(
         (pl.col("in_tok") - pl.col("in_tok_was")).alias("growth")
     )
-    edges = (
-        input_bins(later["turns"].cast(pl.Float64).to_numpy(), 5) if later["growth"].count() else np.empty(0)
+    counts = steps.filter(pl.col("step") == 0)["turns"].cast(pl.Float64).to_numpy()
+    grows = later["growth"].count() > 0
+    edges = input_bins(later["turns"].cast(pl.Float64).to_numpy(), 5) if grows else np.empty(0)
+    return Course(
+        turns=quantile_table(counts),
+        growth=_growth(later, edges),
+        growth_edges=tuple(float(edge) for edge in edges),
+        longest=float(steps["in_tok"].max() or 0),  # type: ignore[arg-type]
     )
+
+
+def fit_programs(rows: pl.DataFrame, mix: Sequence[tuple[str | None, str | None]]) -> ProgramLaws:
+    """From rows that all have a ``program_id``; ``mix`` names the models and kinds that programs start with."""
+    steps = _steps(rows)
+    counts = turn_counts(rows)
     out, e2e = _pairs(steps.filter(pl.col("status") != "failed"), "out_tok", "e2e_s")
     pauses = gaps(steps)
+    began = steps.with_columns(
+        pl.col("model").first().over("program_id").alias("model_0"),
+        pl.col("kind").cast(pl.String).first().over("program_id").alias("kind_0"),
+    )
     return ProgramLaws(
-        turns=quantile_table(counts),
+        courses=tuple(
+            _course(
+                began.filter(
+                    pl.col("model_0").eq_missing(pl.lit(model, pl.String)),
+                    pl.col("kind_0").eq_missing(pl.lit(kind, pl.String)),
+                )
+            )
+            for model, kind in mix
+        ),
         mean_turns=float(counts.mean()),
         single=float((counts == 1).mean()),
         geometric=float(1 / counts.mean()),
-        growth=_growth(later, edges),
-        growth_edges=tuple(float(edge) for edge in edges),
-        longest=float(rows["in_tok"].max() or 0),  # type: ignore[arg-type]
         gap_s=quantile_table(pauses) if pauses.size else None,
         e2e_s=table(out, e2e, 12) if e2e.size else None,
     )

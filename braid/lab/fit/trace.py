@@ -90,18 +90,19 @@ def _stream(
     times = first["t_s"].drop_nulls().to_numpy()
     arrivals = _arrivals(times, quantum_s, spans, candidates, progress)
     progress.update("fitting lengths", 0, None)
+    mix = _mix(rows, first, laws)
     statuses = rows["status"].cast(pl.String)
     seen = rows["t_s"].drop_nulls()
     return Stream(
         num=first.height,
         arrivals=arrivals,
-        mix=_mix(rows, first, laws),
+        mix=mix,
         outcomes=fit_outcomes(
             seen.to_numpy() if seen.len() == rows.height else np.empty(0),
             (statuses == "failed").fill_null(False).to_numpy(),
             (statuses == "cancelled").fill_null(False).to_numpy(),
         ),
-        programs=fit_programs(rows) if is_program else None,
+        programs=fit_programs(rows, [(each.model, each.kind) for each in mix]) if is_program else None,
     )
 
 
