@@ -67,6 +67,11 @@ class TestMooncake:
         trace = read_trace(written(tmp_path, [mooncake(blocks=(1,))]))
         assert found(trace)["block_mismatch"].count == 1
 
+    def test_unknown_keys_are_said(self, tmp_path: Path) -> None:
+        trace = read_trace(written(tmp_path, [{**mooncake(), "tier": 1}]))
+        assert (found(trace)["other_keys"].count, found(trace)["other_keys"].level) == (1, "info")
+        assert "tier" in found(trace)["other_keys"].text
+
     def test_nothing_usable(self, tmp_path: Path) -> None:
         with pytest.raises(TraceError, match="no usable line; rows left out: row 1"):
             read_trace(written(tmp_path, [mooncake(t=-1)]))

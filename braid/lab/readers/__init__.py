@@ -96,7 +96,7 @@ def _again(trace: Trace) -> Trace:
 
 READER_FINDINGS = (
     *("bad_rows", "half_line", "unknown_values", "inversions", "unordered"),
-    *("total_mismatch", "block_mismatch", "scopes", "other_spans"),
+    *("total_mismatch", "block_mismatch", "scopes", "other_spans", "other_keys"),
 )
 """Findings that only the source shows; they are kept in the parquet file."""
 

@@ -27,12 +27,14 @@ class Problems:
         kinds: how many of each sort of reason.
         half_line: the row number of a last line that breaks off.
         unknown: values outside the source's known ones, kept as null, by column and value.
+        other_keys: JSON keys of the first row that no one knows; they are not kept.
     """
 
     num_rows: int = 0
     examples: list[BadRow] = field(default_factory=list)
     half_line: int | None = None
     unknown: Counter[str] = field(default_factory=Counter)
+    other_keys: tuple[str, ...] = ()
 
     def add(self, row: int, reason: str) -> None:
         """Count one more row that is left out."""
@@ -52,6 +54,9 @@ class Problems:
             shown = ", ".join(f"{what} ({count:,})" for what, count in self.unknown.most_common(5))
             count = sum(self.unknown.values())
             found.append(Finding("unknown_values", "warning", count, f"kept as unknown: {shown}"))
+        if self.other_keys:
+            text = f"keys that nobody knows, not kept: {', '.join(self.other_keys)}"
+            found.append(Finding("other_keys", "info", len(self.other_keys), text))
         return found
 
     def _text(self) -> str:

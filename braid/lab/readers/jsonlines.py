@@ -44,7 +44,13 @@ def read_lines(source: Source, kind: type[Row], progress: Progress) -> tuple[lis
             progress.update(f"reading {source.path.name}", number, len(lines))
     if not rows:
         raise TraceError(f"{source.path}: no usable line; {problems.findings()[0].text}")
+    problems.other_keys = _other_keys(lines[numbers[0] - 1], kind)
     return rows, numbers, problems
+
+
+def _other_keys(line: bytes, kind: type[Any]) -> tuple[str, ...]:
+    known = kind.__struct_encode_fields__
+    return tuple(key[:40] for key in msgspec.json.decode(line) if key not in known)[:20]
 
 
 def column(rows: list[Any], name: str) -> list[Any]:
