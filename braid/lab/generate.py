@@ -127,9 +127,10 @@ class _Going:
     def __init__(self, course: Course) -> None:
         self.turns = Sampler(course.turns)
         self._growth = [Sampler(each) for each in course.growth]
-        self._edges, self._longest = np.array(course.growth_edges), course.longest
+        self._edges = np.array(course.growth_edges)
+        self.longest = Sampler(course.longest) if course.longest else None
 
-    def grown(self, inputs: Floats, turns: Floats, rng: np.random.Generator) -> Floats:
+    def grown(self, inputs: Floats, turns: Floats, peaks: Floats, rng: np.random.Generator) -> Floats:
         if not self._growth:
             return inputs
         which = np.searchsorted(self._edges, turns, "right")
@@ -137,7 +138,8 @@ class _Going:
         for i, sampler in enumerate(self._growth):
             index = np.flatnonzero(which == i)
             grown[index] = inputs[index] + sampler.draw(inputs[index], index.size, rng)
-        return np.clip(np.rint(grown), 1, self._longest)
+        # Past its own longest prompt a program does not grow: it stays where it was.
+        return np.maximum(np.rint(np.where(grown > peaks, np.minimum(inputs, peaks), grown)), 1)
 
 
 class _Writer:
@@ -161,14 +163,22 @@ class _Writer:
         inputs = self._by_group(group, lambda g, index: g.first(index.size, rng), num)
         program = self._num + np.arange(num)
         self._num += num
-        turns = np.ones(num)
+        turns, peaks = np.ones(num), np.full(num, np.inf)
         for i, course in enumerate(self._courses):
             index = np.flatnonzero(group == i)
             turns[index] = np.maximum(np.rint(course.turns.draw(None, index.size, rng)), 1)
-        return self._run(starts, program, group, inputs, turns)
+            if course.longest:
+                peaks[index] = np.maximum(course.longest.draw(turns[index], index.size, rng), inputs[index])
+        return self._run(starts, program, group, inputs, turns, peaks)
 
     def _run(
-        self, t: Floats, program: NDArray[np.int64], group: NDArray[np.int64], inputs: Floats, turns: Floats
+        self,
+        t: Floats,
+        program: NDArray[np.int64],
+        group: NDArray[np.int64],
+        inputs: Floats,
+        turns: Floats,
+        peaks: Floats,
     ) -> _Rows:
         rng, parts, turn, gap = self._rng, [], 0, np.full(t.size, np.nan)
         while t.size:
@@ -178,21 +188,22 @@ class _Writer:
             turn += 1
             more = turns > turn
             t, program, group, turns, inputs = t[more], program[more], group[more], turns[more], inputs[more]
+            peaks = peaks[more]
             gap = self._gap.draw(None, t.size, rng) if self._gap and t.size else np.zeros(t.size)
             t = t + np.nan_to_num(e2e[more]) + gap
             if t.size:
-                inputs = self._grown(group, inputs, turns)
+                inputs = self._grown(group, inputs, turns, peaks)
         return _joined(parts)
 
     def _outputs(self, group: NDArray[np.int64], inputs: Floats) -> Floats:
         return self._by_group(group, lambda g, index: g.outputs(inputs[index], self._rng), inputs.size)
 
-    def _grown(self, group: NDArray[np.int64], inputs: Floats, turns: Floats) -> Floats:
+    def _grown(self, group: NDArray[np.int64], inputs: Floats, turns: Floats, peaks: Floats) -> Floats:
         """The next prompts of programs that have ``turns`` in all."""
         grown = np.empty(inputs.size)
         for i, course in enumerate(self._courses):
             index = np.flatnonzero(group == i)
-            grown[index] = course.grown(inputs[index], turns[index], self._rng)
+            grown[index] = course.grown(inputs[index], turns[index], peaks[index], self._rng)
         return grown
 
     def _by_group(

@@ -21,13 +21,13 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
         turns: quantiles of turns per program.
         growth: the next prompt minus this prompt, by the length of this prompt (negative where it was compacted); one
             table per range of turns, as long programs grow in smaller steps, the ranges parted by ``growth_edges``.
-        longest: the longest prompt seen, which growth never passes.
+        longest: the longest prompt of a program by its turns: a program's own, which its growth does not pass.
     """
 
     turns: Table
     growth: tuple[Table, ...]
     growth_edges: tuple[float, ...]
-    longest: float
+    longest: Table | None
 
 
 class ProgramLaws(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,12 +106,15 @@ def _course(steps: pl.DataFrame) -> Course:
     )
     counts = steps.filter(pl.col("step") == 0)["turns"].cast(pl.Float64).to_numpy()
     grows = later["growth"].count() > 0
-    edges = input_bins(later["turns"].cast(pl.Float64).to_numpy(), 5) if grows else np.empty(0)
+    edges = input_bins(later["turns"].cast(pl.Float64).to_numpy(), 12) if grows else np.empty(0)
+    peaks = _pairs(
+        steps.group_by("program_id").agg(pl.col("turns").first(), pl.col("in_tok").max()), "turns", "in_tok"
+    )
     return Course(
         turns=quantile_table(counts),
         growth=_growth(later, edges),
         growth_edges=tuple(float(edge) for edge in edges),
-        longest=float(steps["in_tok"].max() or 0),  # type: ignore[arg-type]
+        longest=table(*peaks, 12) if peaks[0].size else None,
     )
 
 
