@@ -41,7 +41,7 @@ INK, SOFT, FAINT = "#22303c", "#6b7a88", "#dfe5ea"
 HEAT = "cividis"
 DPI = 130
 WIDTH = 9.0
-ROUND_S = (1e-6, 1e-4, 1e-2, 0.1, 1, 3, 10, 60, 600, 3600, 36000, 86400, 864000)
+ROUND_S = (1e-6, 1e-4, 1e-2, 0.1, 1, 10, 60, 600, 3600, 36000, 864000)
 """Where a logarithmic axis of durations has its labels."""
 
 STYLE: Any = {
@@ -122,16 +122,16 @@ def _figure(rows: int, columns: int, height: float, **options: Any) -> tuple[Fig
     figure = Figure(figsize=(WIDTH, height), dpi=DPI)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
-    left, right, top, bottom = 0.75, 0.2, 0.42, 0.58
+    left, right, top, bottom = 0.92, 0.35, 0.42, 0.58
     between = 0.5 if options.get("sharex") else 0.98
-    wide = (WIDTH - left - right - 0.95 * (columns - 1)) / columns
+    wide = (WIDTH - left - right - 1.05 * (columns - 1)) / columns
     high = (height - top - bottom - between * (rows - 1)) / rows
     figure.subplots_adjust(
         left=left / WIDTH,
         right=1 - right / WIDTH,
         top=1 - top / height,
         bottom=bottom / height,
-        wspace=0.95 / wide,
+        wspace=1.05 / wide,
         hspace=between / high,
     )
     return figure, axes
@@ -283,6 +283,7 @@ def _tokens_hourly(description: Description) -> Figure | None:
         _boxes(axis, part.calendar.hour_in_tok, ORANGE, -0.2, "prompt")  # type: ignore[union-attr]
         _boxes(axis, part.calendar.hour_out_tok, GREEN, 0.2, "output")  # type: ignore[union-attr]
         axis.set_yscale("symlog", linthresh=1000)
+        _eng(axis.yaxis)
         axis.set(title=part.panel.name, xlabel="hour of the day", ylabel="tokens / hour")
     axes[0].legend(loc="upper right", bbox_to_anchor=(1, 1.17), ncols=2)
     return figure
