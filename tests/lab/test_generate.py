@@ -128,7 +128,9 @@ def test_turns_follow_gap_and_call(program_profile: Profile) -> None:
     steps = frame.with_columns((pl.col("t_s") - earlier).alias("pause")).filter(pl.col("turn") > 0)
     assert np.allclose(steps["pause"].to_numpy(), steps["gap_before_s"].to_numpy(), atol=1e-6)
     grown = frame.with_columns(pl.col("in_tok").diff().over("program_id")).filter(pl.col("turn") > 0)
-    assert (grown["in_tok"] == 300).all()
+    # A program that reaches its own longest prompt early stays there; all others grow as in the data.
+    assert set(grown["in_tok"]) <= {0, 300}
+    assert (grown["in_tok"] == 300).mean() > 0.8
 
 
 def test_chunks_are_in_order_and_the_file_reads_as_a_trace(
