@@ -164,6 +164,7 @@ def _percent(axis: Any, decimals: int | None = 0) -> None:
 
 def _seconds_axis(axis: Any) -> None:
     axis.set_major_locator(FixedLocator(ROUND_S))
+    axis.set_tick_params(labelsize=8)
     axis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     axis.set_minor_formatter(NullFormatter())
 
