@@ -74,7 +74,7 @@ $(STAMPS)/engine: $(STAMPS)/torch pyproject.toml $(NATIVE)
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/engine
-	$(PIP) -e ".[engine,lab,dev]"
+	$(PIP) -e ".[engine,lab,otel,dev]"
 	$(PIP) --no-deps $(TEST_PACKAGES)
 	@touch $@
 
