@@ -14,8 +14,8 @@ CPU = torch.device("cpu")
 
 # In a process of its own: what other tests left behind comes and goes.
 GROWTH = """
-import subprocess
-import sys
+import re
+from pathlib import Path
 
 import torch
 
