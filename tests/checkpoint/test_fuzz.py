@@ -22,6 +22,8 @@ def mutate(data: bytes, header: int, rng: random.Random) -> bytes:
     """One to three edits, most of them in the header: bytes, eight-byte numbers, a cut, a doubled piece."""
     mutant = bytearray(data)
     for _ in range(rng.randint(1, 3)):
+        if not mutant:
+            break
         place = rng.randrange(header if rng.random() < 0.9 else len(mutant))
         place = min(place, max(len(mutant) - 9, 0))
         kind = rng.randrange(5)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from ..checkpoint import test_fuzz as mutants
-from ..checkpoint.conftest import hf_folder, hf_weights, write_gguf
+from ..checkpoint.conftest import hf_folder, hf_weights, private_cache, write_gguf
 
-__all__ = ["hf_folder", "hf_weights", "write_gguf"]
+__all__ = ["hf_folder", "hf_weights", "private_cache", "write_gguf"]
 MANY = 2_500
 """Of each of four kinds."""
 
