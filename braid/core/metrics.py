@@ -2,7 +2,8 @@
 
 All times are seconds on one clock. Definitions: TTFT from arrival to the first token; TBT between
 consecutive tokens; TPOT the mean TBT of one request (no value for a single token); E2E from arrival to the
-end; queueing delay from arrival to the first scheduling.
+end; queueing delay from arrival to the first scheduling; JCT of a program from the first arrival of its requests to
+the last end.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from typing import NamedTuple
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestTimes:
     """The times of one finished request; ``token_times`` holds when each output token was known (at least
-    one).
+    one). ``end`` is for those who see an answer end after its last token: a client.
     """
 
     request_id: str
     arrival: float
     first_scheduled: float
     token_times: Sequence[float]
+    end: float | None = None
+
+    @property
+    def finished(self) -> float:
+        return self.token_times[-1] if self.end is None else self.end
 
     @property
     def num_output_tokens(self) -> int:
@@ -39,7 +45,7 @@ class RequestTimes:
 
     @property
     def e2e(self) -> float:
-        return self.token_times[-1] - self.arrival
+        return self.finished - self.arrival
 
     @property
     def tpot(self) -> float | None:
@@ -51,6 +57,17 @@ class RequestTimes:
     def tbts(self) -> list[float]:
         """One value fewer than there are tokens."""
         return [later - earlier for earlier, later in pairwise(self.token_times)]
+
+
+def jct(requests: Sequence[RequestTimes]) -> float:
+    """Job completion time of a program, given all its requests.
+
+    Raises:
+        ValueError: no requests.
+    """
+    if not requests:
+        raise ValueError("a program has at least one request")
+    return max(times.finished for times in requests) - min(times.arrival for times in requests)
 
 
 def percentile(values: Iterable[float], q: float) -> float:
@@ -94,16 +111,20 @@ def summary(values: Iterable[float]) -> Summary:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SLO:
     """Limits that a request must keep, all of them; None for no limit. A single token keeps every TPOT
-    limit.
+    limit. ``jct`` is a limit of programs; no request is judged by it.
     """
 
     ttft: float | None = None
     tpot: float | None = None
     e2e: float | None = None
+    jct: float | None = None
 
     def is_met(self, times: RequestTimes) -> bool:
         pairs = ((self.ttft, times.ttft), (self.tpot, times.tpot), (self.e2e, times.e2e))
         return all(limit is None or value is None or value <= limit for limit, value in pairs)
+
+    def is_met_by_program(self, requests: Sequence[RequestTimes]) -> bool:
+        return self.jct is None or jct(requests) <= self.jct
 
 
 def slo_attainment(requests: Sequence[RequestTimes], slo: SLO, num_refused: int = 0) -> float:
@@ -118,16 +139,17 @@ def slo_attainment(requests: Sequence[RequestTimes], slo: SLO, num_refused: int 
     return sum(slo.is_met(times) for times in requests) / total
 
 
-def goodput(requests: Sequence[RequestTimes], slo: SLO) -> float:
-    """Requests per second that kept the limits, from the first arrival to the last token (DistServe, arXiv
-    2401.09670).
+def goodput(requests: Sequence[RequestTimes], slo: SLO, duration: float | None = None) -> float:
+    """Requests per second that kept the limits (DistServe, arXiv 2401.09670), over ``duration`` seconds: the window
+    that the requests were planned for. Without it from the first arrival to the last end.
 
     Raises:
-        ValueError: no requests, or no time passed.
+        ValueError: no requests and no duration, or no time passed.
     """
-    if not requests:
-        raise ValueError("goodput needs at least one request")
-    duration = max(t.token_times[-1] for t in requests) - min(t.arrival for t in requests)
+    if duration is None:
+        if not requests:
+            raise ValueError("goodput needs at least one request")
+        duration = max(times.finished for times in requests) - min(times.arrival for times in requests)
     if duration <= 0:
         raise ValueError("goodput needs time to pass")
     return sum(slo.is_met(times) for times in requests) / duration

@@ -13,6 +13,7 @@ from braid.core.metrics import (
     HistogramCounter,
     RequestTimes,
     goodput,
+    jct,
     percentile,
     slo_attainment,
     summary,
@@ -58,6 +59,26 @@ def test_attainment_and_goodput(slo: SLO, share: float) -> None:
     assert goodput([FAST, SINGLE], slo) == pytest.approx(2 * share / 5.0)
 
 
+def test_an_answer_may_end_after_its_last_token() -> None:
+    seen = RequestTimes(request_id="c", arrival=1.0, first_scheduled=1.0, token_times=(2.0, 3.0), end=3.5)
+    assert (seen.ttft, seen.tpot, seen.e2e, seen.finished) == (1.0, 1.0, 2.5, 3.5)
+    assert FAST.finished == 5.0
+
+
+def test_jct_is_from_the_first_arrival_to_the_last_end_of_a_program() -> None:
+    assert jct([SINGLE, FAST]) == 5.0
+    assert jct([FAST]) == FAST.e2e
+    assert SLO(jct=5.0).is_met_by_program([FAST, SINGLE])
+    assert not SLO(jct=4.9).is_met_by_program([FAST, SINGLE])
+    assert SLO().is_met_by_program([FAST, SINGLE])
+    assert SLO(jct=0.1).is_met(FAST)
+
+
+def test_goodput_over_a_window() -> None:
+    assert goodput([FAST, SINGLE], SLO(tpot=1.0), duration=10.0) == 0.1
+    assert goodput([], SLO(), duration=10.0) == 0.0
+
+
 def test_refused_requests_miss_their_limits() -> None:
     assert slo_attainment([FAST], SLO(), num_refused=3) == 0.25
 
@@ -68,6 +89,8 @@ def test_nothing_has_no_metric() -> None:
         lambda: percentile([1.0], 101),
         lambda: slo_attainment([], SLO()),
         lambda: goodput([], SLO()),
+        lambda: goodput([FAST], SLO(), duration=0.0),
+        lambda: jct([]),
     ):
         with pytest.raises(ValueError):
             call()
