@@ -2,7 +2,8 @@
 
 Bounds are relative: two parts of the same real trace lie some distance apart (the floor), and no model can be asked
 to come closer to one part than the other part does. Where a training part is given, the floor is its distance to the
-held-out part; without one it is 0.
+held-out part, and KS may exceed it by a slack; a ratio must lie between the two parts or within the slack of one of
+them. Without a training part the floor is 0, or 1 for ratios.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import polars as pl
 from braid.lab.distance import Floats, conditional_ks, ks_interval, usable_windows
 from braid.lab.fit.observed import Observed, Spans
 from braid.lab.fit.programs import turn_counts, turn_gaps
+from braid.lab.split import inside
 from braid.lab.table import Trace
 
 KS_SLACK = 0.03
@@ -26,10 +28,11 @@ MIN_ROWS = 20
 
 
 class Row(NamedTuple):
-    """One statistic: ``value`` must not exceed ``bound`` (KS), or must lie within ``1 - slack .. 1 + slack`` (ratios).
+    """One statistic: ``value`` must not exceed ``bound`` (distances), or must lie within ``limits`` (ratios).
 
-    ``floor`` is the same statistic between training and held-out part; ``low`` and ``high`` are 95 % of ``value``: of
-    a bootstrap (KS), or over the stretches of a synthetic trace that is longer than the real one (ratios).
+    ``bound`` of a ratio is its slack. ``floor`` is the same statistic between training and held-out part; ``low`` and
+    ``high`` are 95 % of ``value``: of a bootstrap (KS), or over the stretches of a synthetic trace that is longer than
+    the real one (ratios).
     """
 
     name: str
@@ -41,20 +44,36 @@ class Row(NamedTuple):
     passed: bool
     judged: bool
 
+    @property
+    def is_ratio(self) -> bool:
+        return self.name.startswith("IDC")
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """What ``value`` must lie within."""
+        return limits(self.floor, self.bound) if self.is_ratio else (0.0, self.bound)
+
+
+def limits(floor: float | None, slack: float) -> tuple[float, float]:
+    """Of a ratio to the held-out part: between both real parts (``floor`` and 1), and the slack to either side."""
+    floor = 1.0 if floor is None or not np.isfinite(floor) else floor
+    return min(1.0, floor) * (1 - slack), max(1.0, floor) * (1 + slack)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A trace and the stretches of its time that count; None for all of it."""
+    """A trace and the stretches of its time that count; None for all that it covers."""
 
     trace: Trace
     spans: Spans | None = None
 
+    @property
+    def covered(self) -> Spans | None:
+        return self.spans or self.trace.info.spans or None
+
     def frame(self) -> pl.DataFrame:
-        frame = self.trace.frame
-        if self.spans is None:
-            return frame
-        inside = [(pl.col("t_s") >= start) & (pl.col("t_s") < stop) for start, stop in self.spans]
-        return frame.filter(pl.any_horizontal(inside))
+        """Requests that arrive then, and whole programs that begin then."""
+        return self.trace.frame if self.spans is None else inside(self.trace.frame, self.spans)
 
 
 def column(frame: pl.DataFrame, name: str) -> Floats:
@@ -133,22 +152,33 @@ def _pair(frame: pl.DataFrame) -> tuple[Floats, Floats]:
     return column(both, "in_tok"), column(both, "out_tok")
 
 
-def _observed(part: Part) -> Observed | None:
-    times = np.sort(column(part.trace.frame, "t_s"))
+def _observed(part: Part, starts: bool) -> Observed | None:
+    times = _times(part, starts)
     if times.size < MIN_ROWS or times[-1] <= times[0]:
         return None
     quantum = part.trace.info.t_quantum_s
     if quantum:
         times = np.round(times / quantum) * quantum
-    spans = part.spans or ((float(times[0]), float(times[-1]) + quantum),)
+    spans = part.covered or ((float(times[0]), float(times[-1]) + quantum),)
     return Observed(times, spans, quantum).within(spans)
+
+
+def _times(part: Part, starts: bool) -> Floats:
+    """Arrivals of all requests, or (``starts``) of programs and of requests without one, rising."""
+    frame = part.trace.frame
+    if starts:
+        later = pl.col("program_id").is_not_null() & (pl.col("t_s") > pl.col("t_s").min().over("program_id"))
+        frame = frame.filter(~later.fill_null(False))
+    return np.sort(column(frame, "t_s"))
 
 
 def _arrival_rows(
     real: Part, synthetic: Part, train: Part | None, slack: float, rng: np.random.Generator
 ) -> list[Row]:
-    held, known = _observed(real), _observed(train) if train else None
-    stretches = _stretches(column(synthetic.trace.frame, "t_s"), held) if held else []
+    # Programs go on past the end of a block that they began in: of a part with holes only the starts are all there.
+    starts = len(real.covered or ()) > 1 and real.trace.num_programs > 0
+    held, known = _observed(real, starts), _observed(train, starts) if train else None
+    stretches = _stretches(_times(synthetic, starts), held) if held else []
     if held is None or not stretches:
         return []
     rows = [_judged_ks("KS gaps between arrivals", held.gaps(), np.concatenate([s.gaps() for s in stretches]),
@@ -160,7 +190,8 @@ def _arrival_rows(
         ratios = np.array([s.idc(window) for s in stretches]) / held.idc(window)
         value, low, high = np.nanquantile(ratios, [0.5, 0.025, 0.975])
         floor = known.idc(window) / held.idc(window) if known else None
-        passed = bool(abs(value - 1) <= slack)
+        least, most = limits(floor, slack)
+        passed = bool(least <= value <= most)
         judged = window in (1.0, 60.0)
         rows.append(
             Row(
@@ -172,7 +203,6 @@ def _arrival_rows(
 
 def _stretches(times: Floats, held: Observed) -> list[Observed]:
     """The synthetic arrivals in stretches as long as the held-out trace, on its clock, in its spans."""
-    times = np.sort(times)
     if times.size < MIN_ROWS:
         return []
     origin, length = held.spans[0][0], held.spans[-1][1] - held.spans[0][0]

@@ -42,12 +42,12 @@ def _mix(index: NDArray[np.uint64], seed: int) -> Floats:
     return np.asarray((z >> np.uint64(11)).astype(np.float64) / 2.0**53)
 
 
-def _chances(frame: pl.DataFrame, seed: int) -> Floats:
-    """One number per row, equal within a program and its parents; rows without a program stand alone."""
+def chances(frame: pl.DataFrame, seed: int) -> Floats:
+    """One number in [0, 1) per row, equal within a program and its parents; rows without a program stand alone."""
     alone = _mix(np.arange(frame.height, dtype=np.uint64), seed)
     if frame["program_id"].null_count() == frame.height:
         return alone
-    owners = _families(frame)
+    owners = families(frame)
     names = owners.drop_nulls().unique(maintain_order=True)
     table = pl.DataFrame({"owner": names, "chance": uniform_of(names.to_list(), seed)})
     chance = pl.DataFrame({"owner": owners}).join(table, on="owner", how="left", maintain_order="left")[
@@ -56,7 +56,7 @@ def _chances(frame: pl.DataFrame, seed: int) -> Floats:
     return np.where(owners.is_null().to_numpy(), alone, chance.fill_null(0.0).to_numpy())
 
 
-def _families(frame: pl.DataFrame) -> pl.Series:
+def families(frame: pl.DataFrame) -> pl.Series:
     """The topmost parent of every row's program; null where there is no program."""
     pairs = frame.select("program_id", "parent_id").drop_nulls().unique("program_id", maintain_order=True)
     parent = dict(pairs.iter_rows())
@@ -83,7 +83,7 @@ def thin(trace: Trace, share: float, seed: int = 0) -> Trace:
     """
     if not 0 < share <= 1:
         raise TraceError(f"a share to keep must be above 0 and at most 1, got {share}")
-    kept = trace.frame.filter(pl.Series(_chances(trace.frame, seed) < share))
+    kept = trace.frame.filter(pl.Series(chances(trace.frame, seed) < share))
     return _noted(trace, kept, f"Thinned by whole programs: each kept with chance {share:g}, seed {seed}.")
 
 
@@ -95,7 +95,7 @@ def superpose(trace: Trace, copies: int, seed: int = 0, jitter_s: float = JITTER
     0 a copy moves as a whole by one random shift instead: independent copies, each with its own bursts.
 
     Raises:
-        TraceError: fewer than one copy, a negative jitter, no arrival times.
+        TraceError: fewer than one copy, a negative jitter, no arrival times, or a trace with holes cut into it.
     """
     if copies < 1 or jitter_s < 0:
         raise TraceError(
@@ -103,6 +103,8 @@ def superpose(trace: Trace, copies: int, seed: int = 0, jitter_s: float = JITTER
         )
     if trace.frame["t_s"].null_count():
         raise TraceError("superposing needs arrival times, and this trace has rows without")
+    if len(trace.info.spans) > 1:
+        raise TraceError("a part of a trace with other parts cut out of its middle cannot be superposed")
     rng = np.random.default_rng(seed)
     parts = [trace.frame, *(_copy(trace, k, rng, jitter_s) for k in range(1, copies))]
     note = f"Superposed: {copies} copies, starts shifted within +-{jitter_s:g} s (seed {seed}), inner gaps untouched."
@@ -116,7 +118,7 @@ def _copy(trace: Trace, number: int, rng: np.random.Generator, jitter_s: float) 
     if jitter_s == 0:
         starts, shift = times, np.full(times.size, rng.random() * span)
     else:
-        family = _families(frame)
+        family = families(frame)
         lone = pl.Series(np.arange(frame.height)).cast(pl.String)
         key = pl.select(pl.coalesce(family, "row " + lone)).to_series()
         _, index = np.unique(key.to_numpy(), return_inverse=True)
@@ -143,7 +145,8 @@ def compress(trace: Trace, factor: float) -> Trace:
     if not (factor > 0 and math.isfinite(factor)):
         raise TraceError(f"a factor must be above 0, got {factor}")
     scaled = trace.frame.with_columns(pl.col("t_s") / factor, pl.col("gap_before_s") / factor)
-    return _noted(trace, scaled, COMPRESS_WARNING)
+    spans = tuple((start / factor, stop / factor) for start, stop in trace.info.spans)
+    return _noted(replace(trace, info=replace(trace.info, spans=spans)), scaled, COMPRESS_WARNING)
 
 
 def scale(trace: Trace, factor: float, seed: int = 0, jitter_s: float = JITTER_S) -> Trace:

@@ -66,6 +66,8 @@ class TraceInfo:
         sha256: of the input file.
         licence, citation: of the data, printed wherever it is used.
         notes: what a reader must know, one sentence each.
+        spans: stretches of time ``[start, stop)`` that the rows cover, where a part was cut out of a trace; empty for
+            everything from the first row to the last.
     """
 
     source: str = ""
@@ -78,6 +80,7 @@ class TraceInfo:
     licence: str = ""
     citation: str = ""
     notes: tuple[str, ...] = ()
+    spans: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,4 +185,5 @@ def load(path: Path) -> Trace:
         raise TraceError(f"{path}: was not written by braid trace load (or by another version of it)")
     info = head["info"]
     findings = tuple(Finding(**{**entry, "rows": tuple(entry["rows"])}) for entry in head["findings"])
-    return Trace(frame, TraceInfo(**{**info, "notes": tuple(info["notes"])}), findings)
+    spans = tuple((float(start), float(stop)) for start, stop in info.get("spans", ()))
+    return Trace(frame, TraceInfo(**{**info, "notes": tuple(info["notes"]), "spans": spans}), findings)

@@ -14,6 +14,7 @@ from braid.cli.trace.fit import fit
 from braid.cli.trace.generate import generate
 from braid.cli.trace.load import load
 from braid.cli.trace.scale import scale
+from braid.cli.trace.split import split
 
 trace = App(
     name="trace",
@@ -26,3 +27,4 @@ trace.command(describe)
 trace.command(fit)
 trace.command(generate)
 trace.command(scale)
+trace.command(split)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from braid.lab.compare import Row
+from braid.lab.fidelity import Proof
 from braid.lab.fit.profile import Profile, Stream
 
 
@@ -45,11 +46,32 @@ def _show_stream(console: Console, what: str, stream: Stream) -> None:
 
 def show_rows(rows: list[Row]) -> None:
     """Pass or fail per statistic."""
-    table = Table("statistic", "value", "95 %", "floor", "bound", "")
+    table = Table("statistic", "value", "95 %", "real to real", "bound", "")
     for row in rows:
-        ratio = row.name.startswith("IDC")
-        bound = f"1 +- {row.bound:.2f}" if ratio else f"<= {row.bound:.3f}"
+        bound = _bound(row)
         verdict = ("[green]pass[/]" if row.passed else "[red]FAIL[/]") if row.judged else "[dim]not judged[/]"
         floor = "-" if row.floor is None else f"{row.floor:.3f}"
         table.add_row(row.name, f"{row.value:.3f}", f"{row.low:.3f} .. {row.high:.3f}", floor, bound, verdict)
     Console().print(table)
+
+
+def _bound(row: Row) -> str:
+    low, high = row.limits
+    return f"{low:.2f} .. {high:.2f}" if row.is_ratio else f"<= {high:.3f}"
+
+
+def show_proof(proof: Proof, title: str = "generated to held out (index of dispersion: ratios)") -> None:
+    """Every kind of arrivals beside the others, with the distance of the two real parts."""
+    table = Table("statistic", "real to real", "bound", *proof, title=title, title_justify="left")
+    others = {kind: {row.name: row for row in rows} for kind, rows in proof.items()}
+    for row in next(iter(proof.values())):
+        cells = (_proved(rows.get(row.name)) for rows in others.values())
+        table.add_row(row.name, "-" if row.floor is None else f"{row.floor:.3f}", _bound(row), *cells)
+    Console().print(table)
+
+
+def _proved(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    verdict = (" [green]pass[/]" if row.passed else " [red]FAIL[/]") if row.judged else ""
+    return f"{row.value:.3f}{verdict}"

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from braid.core.errors import BraidError
+from braid.lab.compare import Row
 from braid.lab.fit.arrivals import FittedArrivals
 from braid.lab.fit.lengths import LengthLaw, Table
 from braid.lab.fit.outcomes import Outcomes
@@ -48,7 +49,13 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trace was found to be. ``data_sha256`` is of the file that was fitted."""
+    """What a trace was found to be.
+
+    Args:
+        data_sha256: of the file that was fitted.
+        held_out: how generated traces met data that the fit did not see, where there was some: rows of ``compare`` per
+            kind of arrivals.
+    """
 
     version: int
     source: str
@@ -59,6 +66,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     requests: Stream | None = None
     programs: Stream | None = None
+    held_out: dict[str, tuple[Row, ...]] = {}
 
     @property
     def streams(self) -> tuple[Stream, ...]:

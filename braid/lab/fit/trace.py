@@ -13,6 +13,7 @@ from braid.lab.fit.outcomes import fit_outcomes
 from braid.lab.fit.profile import VERSION, Lengths, Profile, Stream
 from braid.lab.fit.programs import fit_programs
 from braid.lab.progress import NoProgress, Progress
+from braid.lab.split import inside
 from braid.lab.table import Trace, TraceError
 
 NO_TIMES = "The source has no arrival times of its own: give a rate to generate (starts are then Poisson)."
@@ -29,7 +30,8 @@ def fit_trace(
     """Fit arrivals, lengths, turns, failures and cancels.
 
     Args:
-        spans: the stretches of time that may be looked at (s); rows outside are not seen. All without.
+        spans: the stretches of time that may be looked at (s); what begins outside is not seen. Without, all that the
+            trace covers.
         candidates: arrival models to try, names of ``CANDIDATES``.
         laws: fit parametric laws of lengths, too (they inform; generation uses the quantile tables).
 
@@ -43,7 +45,8 @@ def fit_trace(
         raise ValueError(
             f"arrival models must be of {', '.join(CANDIDATES)}, got {', '.join(unknown) or 'none'}"
         )
-    frame = trace.frame if spans is None else _inside(trace.frame, spans)
+    spans = spans or trace.info.spans or None
+    frame = trace.frame if spans is None else inside(trace.frame, spans)
     if not frame.height:
         raise TraceError(f"{trace.info.source}: no rows to fit")
     single = frame.filter(pl.col("program_id").is_null())
@@ -70,11 +73,6 @@ def fit_trace(
         requests=streams[0],
         programs=streams[1],
     )
-
-
-def _inside(frame: pl.DataFrame, spans: Spans) -> pl.DataFrame:
-    conditions = [(pl.col("t_s") >= start) & (pl.col("t_s") < stop) for start, stop in spans]
-    return frame.filter(pl.any_horizontal(conditions))
 
 
 def _stream(
