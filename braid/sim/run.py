@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -11,21 +11,37 @@ from typing import NamedTuple
 
 from braid.core.errors import BraidError
 from braid.core.metrics import RequestTimes
+from braid.core.program import ProgramRef
 from braid.core.request import Delta, Request
 from braid.core.sampling import SamplingParams
+from braid.core.step import SampleSpec
 from braid.sched.config import Policies, SchedulerConfig
 from braid.sched.loop import Loop
 from braid.sched.scheduler import Scheduler, SchedulerStats
-from braid.sim.executor import SimExecutor, StepTime
+from braid.sim.executor import SimExecutor, StepTime, pseudo_token
 
 
 class Arrival(NamedTuple):
-    """One request of a trace. ``prompt`` is token ids, or a length: then nobody shares its prefix."""
+    """One request of a trace.
+
+    Args:
+        time: when it arrives; ignored where it waits for others.
+        prompt: token ids, a function that makes them on arrival (so that a long trace does not lie in memory), or a
+            length: then nobody shares its prefix.
+        reply: what it answers, its first tokens at least; made up beyond them. The next turn's prompt may hold it.
+        after: places in the trace of the requests that must have ended before this one arrives, ``delay`` seconds
+            after the last of them (a program's next turn behind its tool call). They lie before it in the trace.
+            One that was refused has ended, too.
+    """
 
     time: float
-    prompt: int | Sequence[int]
+    prompt: int | Sequence[int] | Callable[[], Sequence[int]]
     num_output_tokens: int
     priority: int = 0
+    after: tuple[int, ...] = ()
+    delay: float = 0.0
+    reply: Sequence[int] = ()
+    program: ProgramRef | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,68 +64,108 @@ def simulate(
 ) -> SimReport:
     """Run a trace to its end. Equal arguments give equal reports, byte for byte.
 
-    Output lengths are the trace's; what an executor would sample does not matter.
+    Output lengths are the trace's; what an executor would sample does not matter. A turn that waits for another
+    arrives when that one has ended here, never when it did elsewhere.
+
+    Raises:
+        ValueError: a request waits for one that is not before it.
     """
-    return _Simulation(arrivals, Scheduler(config, policies), SimExecutor(cost)).run()
+    return _Simulation(arrivals, config, cost, policies).run()
 
 
 class _Simulation:
-    def __init__(self, arrivals: Sequence[Arrival], scheduler: Scheduler, executor: SimExecutor) -> None:
-        self._scheduler = scheduler
-        self._executor = executor
-        self._loop = Loop(scheduler, executor, self._take)
-        self._requests = [_request(index, arrival) for index, arrival in enumerate(arrivals)]
-        self._times: dict[str, array[float]] = {r.request_id: array("d") for r in self._requests}
+    def __init__(
+        self, arrivals: Sequence[Arrival], config: SchedulerConfig, cost: StepTime, policies: Policies | None
+    ) -> None:
+        self._arrivals = arrivals
+        self._scheduler = Scheduler(config, policies)
+        self._executor = SimExecutor(cost, self._token)
+        self._loop = Loop(self._scheduler, self._executor, self._take)
+        self._alive: dict[str, Request] = {}
+        self._token_times: dict[str, array[float]] = {}
+        self._times: dict[int, RequestTimes] = {}
         self._refused: dict[str, str] = {}
-        for request in self._requests:
-            executor.at(request.arrival_time, partial(self._arrive, request))
+        self._missing = [len(set(arrival.after)) for arrival in arrivals]
+        self._followers: dict[int, list[int]] = {}
+        for index, arrival in enumerate(arrivals):
+            self._expect(index, arrival)
+
+    def _expect(self, index: int, arrival: Arrival) -> None:
+        if not arrival.after:
+            self._executor.at(arrival.time, partial(self._arrive, index))
+        for before in set(arrival.after):
+            if not 0 <= before < index:
+                raise ValueError(f"request {index} waits for {before}, which is not before it in the trace")
+            self._followers.setdefault(before, []).append(index)
 
     def run(self) -> SimReport:
         self._loop.run(lambda: self._loop.is_idle and not self._executor.has_events)
         self._scheduler.check_integrity()
-        served = [r for r in self._requests if r.request_id not in self._refused]
         return SimReport(
-            requests=tuple(self._request_times(request) for request in served),
+            requests=tuple(self._times[index] for index in sorted(self._times)),
             refused=self._refused,
             stats=self._scheduler.stats(),
             seconds=self._executor.now(),
             num_extrapolated=self._executor.num_extrapolated,
         )
 
-    def _arrive(self, request: Request) -> None:
-        added = self._loop.add(request)
-        added.add_done_callback(lambda future: self._note_refusal(request.request_id, future))
+    def _arrive(self, index: int) -> None:
+        request = _request(index, self._arrivals[index], self._executor.now())
+        self._alive[request.request_id] = request
+        self._token_times[request.request_id] = array("d")
+        self._loop.add(request).add_done_callback(partial(self._note_refusal, request.request_id))
 
     def _note_refusal(self, request_id: str, future: Future[None]) -> None:
         error = future.exception()
         if isinstance(error, BraidError):
             self._refused[request_id] = str(error)
+            self._release(request_id)
         elif error is not None:
             raise error
+
+    def _token(self, spec: SampleSpec) -> int:
+        """The trace's own answer; a request's seed is its place in the trace."""
+        position = len(spec.token_ids) - spec.num_prompt_tokens
+        reply = self._arrivals[spec.seed].reply
+        return reply[position] if position < len(reply) else pseudo_token(spec)
 
     def _take(self, deltas: list[Delta]) -> None:
         now = self._executor.now()
         for delta in deltas:
-            self._times[delta.request_id].append(now)
+            self._token_times[delta.request_id].append(now)
+            if delta.finish_reason is not None:
+                self._end(delta.request_id)
 
-    def _request_times(self, request: Request) -> RequestTimes:
+    def _end(self, request_id: str) -> None:
+        request = self._alive[request_id]
         assert request.first_scheduled_time is not None, "an ended request was scheduled"
-        return RequestTimes(
-            request_id=request.request_id,
+        self._times[int(request_id)] = RequestTimes(
+            request_id=request_id,
             arrival=request.arrival_time,
             first_scheduled=request.first_scheduled_time,
-            token_times=self._times[request.request_id],
+            token_times=self._token_times[request_id],
         )
+        self._release(request_id)
+
+    def _release(self, request_id: str) -> None:
+        """Those who waited for this one alone arrive after their gap."""
+        del self._alive[request_id], self._token_times[request_id]
+        for follower in self._followers.pop(int(request_id), ()):
+            self._missing[follower] -= 1
+            if not self._missing[follower]:
+                later = self._executor.now() + self._arrivals[follower].delay
+                self._executor.at(later, partial(self._arrive, follower))
 
 
-def _request(index: int, arrival: Arrival) -> Request:
-    prompt = arrival.prompt
+def _request(index: int, arrival: Arrival, now: float) -> Request:
+    prompt = arrival.prompt() if callable(arrival.prompt) else arrival.prompt
     token_ids = (index,) * prompt if isinstance(prompt, int) else tuple(prompt)
     return Request(
         request_id=str(index),
         prompt_token_ids=token_ids,
         params=SamplingParams(temperature=0, max_tokens=arrival.num_output_tokens, ignore_eos=True),
-        arrival_time=arrival.time,
+        arrival_time=now,
         seed=index,
         priority=arrival.priority,
+        program=arrival.program,
     )

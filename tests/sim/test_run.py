@@ -70,3 +70,28 @@ def test_pressure_preempts_and_loses_nothing(num_blocks: int) -> None:
     report = simulate(arrivals, config, COST)
     assert report.stats.num_preemptions > 0
     assert all(times.num_output_tokens == 200 for times in report.requests)
+
+
+def test_a_turn_waits_for_the_end_of_what_it_follows_and_its_gap() -> None:
+    turns = [Arrival(1.0, 10, 3), Arrival(0.0, 10, 2), Arrival(99.0, 10, 1, after=(0, 1), delay=5.0)]
+    first, second, last = simulate(turns, CONFIG, FixedTime(1.0)).requests
+    assert last.arrival == max(first.token_times[-1], second.token_times[-1]) + 5.0
+
+
+def test_a_turn_arrives_though_what_it_follows_was_refused() -> None:
+    report = simulate([Arrival(2.0, 5000, 3), Arrival(0.0, 5, 1, after=(0,), delay=1.0)], CONFIG, FixedTime())
+    assert [times.arrival for times in report.requests] == [3.0]
+
+
+def test_the_next_turn_finds_prompt_and_reply_in_the_cache() -> None:
+    prompt, reply = list(range(100)), list(range(200, 228))
+    later = Arrival(0.0, lambda: [*prompt, *reply, 7, 8, 9], 1, after=(0,))
+    report = simulate([Arrival(0.0, prompt, 28, reply=reply), later], CONFIG, FixedTime())
+    # The last token's KV is not computed, so its block is not full.
+    assert report.stats.prefix_hits == 112
+    assert report.stats.generation_tokens == 29
+
+
+def test_a_request_that_waits_for_a_later_one_is_an_error() -> None:
+    with pytest.raises(ValueError, match="request 0 waits for 1"):
+        simulate([Arrival(0.0, 5, 1, after=(1,)), Arrival(0.0, 5, 1)], CONFIG, FixedTime())
