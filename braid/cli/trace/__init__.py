@@ -15,6 +15,7 @@ from braid.cli.trace.generate import generate
 from braid.cli.trace.load import load
 from braid.cli.trace.scale import scale
 from braid.cli.trace.split import split
+from braid.cli.trace.stub import stub
 
 trace = App(
     name="trace",
@@ -27,4 +28,5 @@ trace.command(describe)
 trace.command(fit)
 trace.command(generate)
 trace.command(scale)
+trace.command(stub)
 trace.command(split)
