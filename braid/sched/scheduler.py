@@ -21,7 +21,6 @@ Rules:
 from __future__ import annotations
 
 from bisect import insort
-from operator import attrgetter
 from typing import NamedTuple
 
 from braid.core.errors import InvalidParameterError, OverloadedError
@@ -34,13 +33,13 @@ from braid.policy.admission import PoolLoad
 from braid.sched.block_pool import BlockPool
 from braid.sched.config import MIXED, Policies, SchedulerConfig
 from braid.sched.entry import Entry, ending
-from braid.sched.prefix_cache import Fillings, extend_keys, match_prefix, root_key
+from braid.sched.prefix_cache import extend_keys, match_prefix, root_key
 from braid.sched.prompt_answer import answer_for
+from braid.sched.queue import WaitingQueue, by_order
 from braid.sched.retention import Retention
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
 
-by_order = attrgetter("order")
 _NO_MEMORY = "the engine had no memory left for this request"
 
 
@@ -99,9 +98,8 @@ class Scheduler:
         self._failures: list[Delta] = []
         self._retention = Retention(self._pool)
         self._leases = self._retention.leases
-        self._fillings: Fillings[Entry] = Fillings()
         self._entries: dict[str, Entry] = {}
-        self._waiting: list[Entry] = []
+        self._waiting = WaitingQueue()
         self._running: list[Entry] = []
         self._flights: dict[str, Flight] = {}
         self._now = float("-inf")
@@ -131,7 +129,7 @@ class Scheduler:
         entry.answer = answer_for(request)
         self._num_added += 1
         self._entries[request.request_id] = entry
-        insort(self._waiting, entry, key=by_order)
+        self._waiting.add(entry)
 
     def _check_prompt(self, request: Request) -> None:
         if request.request_id in self._entries:
@@ -279,7 +277,7 @@ class Scheduler:
         victim.num_computed_tokens = 0
         victim.num_preemptions += 1
         self._num_preemptions += 1
-        insort(self._waiting, entry, key=by_order)
+        self._waiting.add(entry)
         return victim.request_id
 
     def _continue_prefills(self, prefills: list[Entry], left: int, grants: list[tuple[Entry, int]]) -> int:
@@ -296,9 +294,9 @@ class Scheduler:
     def _admit(self, left: int, grants: list[tuple[Entry, int]], now: float) -> None:
         """Start waiting requests, in order, until one does not fit."""
         while left > 0 and self._waiting and self._admission.has_seat(len(self._running)):
-            entry = self._waiting[0]
+            entry = self._waiting.first
             cached = self._match(entry)
-            if self._park(entry, len(cached)):
+            if self._park_first(len(cached)):
                 continue
             try:
                 if not self._start(entry, cached, now):
@@ -319,22 +317,13 @@ class Scheduler:
         extend_keys(entry.keys, entry.root, token_ids, self.config.block_size, usable)
         return match_prefix(self._pool, entry.keys, usable)
 
-    def _park(self, entry: Entry, num_cached_blocks: int) -> bool:
-        """Take the request out of the queue if an earlier one is filling the block that it needs next.
-
-        Waiting for a later one could starve it, as later requests may be served last.
-        """
+    def _park_first(self, num_cached_blocks: int) -> bool:
+        """Let the head of the queue wait if an earlier request is filling the block that it needs next."""
+        entry = self._waiting.first
         usable = (entry.request.num_tokens - 1) // self.config.block_size
         if num_cached_blocks >= usable or entry.answer is not None:
             return False
-        key = entry.keys[num_cached_blocks]
-        filler = self._fillings.filler(key)
-        if filler is None or filler.order > entry.order:
-            return False
-        self._waiting.pop(0)
-        self._fillings.park(entry, key)
-        entry.parked_on = key
-        return True
+        return self._waiting.park_first(entry.keys[num_cached_blocks])
 
     def _start(self, entry: Entry, cached: list[int], now: float) -> bool:
         """Move the head of the queue to running, with blocks for all it has; False if it does not fit.
@@ -357,7 +346,7 @@ class Scheduler:
         except MemoryError:
             self._pool.release(cached)
             raise
-        self._waiting.pop(0)
+        self._waiting.pop_first()
         entry.num_shared_blocks = len(cached)
         request.num_computed_tokens = len(cached) * block_size
         self._announce(entry, len(cached))
@@ -370,7 +359,7 @@ class Scheduler:
         count = len(entry.request.token_ids) // self.config.block_size
         extend_keys(entry.keys, entry.root, entry.request.token_ids, self.config.block_size, count)
         entry.announced = entry.keys[first:count]
-        self._fillings.announce(entry, entry.announced)
+        self._waiting.announce(entry, entry.announced)
 
     def _count_start(self, entry: Entry, now: float) -> None:
         request = entry.request
@@ -423,7 +412,7 @@ class Scheduler:
         for index in range(first, last):
             key = entry.keys[index]
             self._pool.publish(request.block_ids[index], key)
-            self._requeue(self._fillings.resolve(entry, key))
+            self._waiting.resolve(entry, key)
 
     def _defer(self, entry: Entry, end: int) -> None:
         """Nothing was chosen after token ``end - 1``: it is computed once more, to be asked again."""
@@ -493,9 +482,6 @@ class Scheduler:
             if request.program is not None and reason is not FinishReason.ERROR:
                 keys = entry.keys[: request.num_computed_tokens // self.config.block_size]
             self._leave_running(entry)
-        elif entry.parked_on is not None:
-            self._fillings.unpark(entry, entry.parked_on)
-            entry.parked_on = None
         else:
             self._waiting.remove(entry)
         del self._entries[request.request_id]
@@ -509,18 +495,13 @@ class Scheduler:
         request = entry.request
         self._running.remove(entry)
         for key in entry.announced:
-            self._requeue(self._fillings.resolve(entry, key))
+            self._waiting.resolve(entry, key)
         entry.announced = []
         if entry.lane is None:
             self._pool.release(request.block_ids)
         else:
             self._pool.retire(request.block_ids, entry.lane)
         request.block_ids = []
-
-    def _requeue(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            entry.parked_on = None
-            insort(self._waiting, entry, key=by_order)
 
     # -- looking in ----------------------------------------------------------------------------------------
 
@@ -566,10 +547,9 @@ class Scheduler:
         leased = [lease.blocks for lease in self._leases]
         self._pool.check_integrity([entry.request.block_ids for entry in self._running], leased)
         self._retention.check_integrity()
-        parked = self._fillings.waiting()
-        places = [*self._waiting, *self._running, *(waiter for waiter, _ in parked)]
+        self._waiting.check_integrity()
+        places = [*self._waiting, *self._running]
         assert len(places) == len(self._entries) == len({id(entry) for entry in places}), "a request is lost"
-        assert all(filler.request.status is Status.RUNNING for _, filler in parked), "a filler does not run"
         assert self._running == sorted(self._running, key=by_order), "running is out of order"
         for entry in self._running:
             self._check_entry(entry)
