@@ -1,18 +1,43 @@
 """What a server can do, found by asking it before a run: model, context, tokenizer, forced lengths.
 
-Written with the standard library's HTTP client: a handful of requests, nothing hurried.
+A handful of requests, written as those of the run will be. What is optional and missing costs a note; what a replay
+cannot do without is an error that says what was tried.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from braid.core.errors import BraidError
+from braid.lab.replay.abilities import (
+    CHECK_TOKENS,
+    NoFormError,
+    Overheads,
+    Speaker,
+    measure_overheads,
+    tells_ids,
+    try_answering,
+)
+from braid.lab.replay.asking import Answer, Asker, TargetError, clean, count_at, dig, endpoint
 from braid.lab.replay.files import Form
+from braid.lab.replay.forms import FORMS
+from braid.lab.replay.vocabulary import (
+    LEAD,
+    RemoteTokenizer,
+    Vocabulary,
+    find_tokenizer,
+    single_words,
+    vocabulary_by_ids,
+)
+from braid.lab.replay.words import WORDS
 
+__all__ = ["ServerFacts", "Target", "TargetError", "Vocabulary", "probe"]
 
-class TargetError(BraidError, ValueError):
-    """A server is not there, or lacks what a replay needs; the text says what was tried."""
+_CONTEXT_NAMES = ("max_model_len", "context_length", "max_context_length", "context_window")
+_MOST_SHOWN = 10
+_COUNTED = 128
+"""Words whose tokens are counted, and twice as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,15 +49,9 @@ class Target:
     api_key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """Words that the server's tokenizer reads as exactly one ordinary token each, also one after another.
-
-    ``texts[i]`` (each begins with a space) is the token ``ids[i]``.
-    """
-
-    texts: tuple[str, ...]
-    ids: tuple[int, ...]
+def _all_fields() -> Mapping[str, Any]:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    return {"temperature": 0, "ignore_eos": True, "stream": True, "stream_options": options}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,11 +64,15 @@ class ServerFacts:
         server: name and version, if it says.
         form: how prompts are written: ``ids`` and ``text`` go to /v1/completions, ``chat`` to /v1/chat/completions.
         vocabulary: what prompts are made of.
-        overhead_tokens: what the server adds to a prompt of any length (BOS, a chat template), counted in ``in_tok``.
+        overhead_tokens: what the server adds to a prompt of any length (BOS, a chat template, the fixed first word of
+            a text), counted in ``in_tok``.
         turn_overhead_tokens: what each further pair of messages adds in a chat with live history.
         output_enforced: the server answers with exactly as many tokens as asked.
         continuous_usage: it says with every piece of a stream how many tokens there were.
         reports_cached: its usage tells cached prompt tokens.
+        tells_ids: a stream brings the ids of its tokens where ``return_token_ids`` asks for them.
+        length_fields: fields of a request that hold the number of tokens to answer with.
+        fields: further fields, the same in every request.
         notes: what it could not do, one sentence each.
     """
 
@@ -63,4 +86,190 @@ class ServerFacts:
     output_enforced: bool = True
     continuous_usage: bool = False
     reports_cached: bool = False
+    tells_ids: bool = False
+    length_fields: tuple[str, ...] = ("max_tokens", "min_tokens")
+    fields: Mapping[str, Any] = field(default_factory=_all_fields)
     notes: tuple[str, ...] = ()
+
+
+def probe(target: Target, form: Form | None = None, *, timeout_s: float = 120.0) -> ServerFacts:
+    """Ask a server everything that a replay must know.
+
+    Args:
+        target: where it is.
+        form: how prompts shall be written; None for the first that works of ids, text, chat.
+        timeout_s: for each answer.
+
+    Raises:
+        TargetError: it is not there, lets us not in, has not the model, or cannot do what is needed.
+    """
+    place = endpoint(target.url)
+    asker = Asker(place, target.api_key, timeout_s)
+    card = _card(asker, target.model)
+    limit = _context(asker, card.fields)
+    tokenizer = find_tokenizer(asker, card.model)
+    known = None if tokenizer is None else vocabulary_by_ids(tokenizer)
+    speaker, vocabulary, overheads = _speaker(asker, card.model, form, known, limit)
+    prompt, turn, more = _settled(overheads, speaker, tokenizer)
+    answering = try_answering(speaker, vocabulary)
+    every = {**answering.fields, **dict.fromkeys(answering.length_fields, CHECK_TOKENS)}
+    return ServerFacts(
+        model=card.model,
+        max_tokens=limit,
+        server=_name(asker, card),
+        form=speaker.form,
+        vocabulary=vocabulary,
+        overhead_tokens=prompt,
+        turn_overhead_tokens=turn,
+        output_enforced=answering.enforced,
+        continuous_usage=answering.continuous_usage,
+        reports_cached=answering.reports_cached,
+        tells_ids=speaker.form == "ids" and tells_ids(speaker, vocabulary, every),
+        length_fields=answering.length_fields,
+        fields=answering.fields,
+        notes=(*card.notes, *more, *answering.notes),
+    )
+
+
+class _Card(NamedTuple):
+    """What a server says of a model; ``header`` is what it says of itself."""
+
+    model: str
+    fields: Mapping[str, Any]
+    header: str
+    notes: tuple[str, ...] = ()
+
+
+def _card(asker: Asker, wanted: str | None) -> _Card:
+    """The card of the model that is wanted.
+
+    Raises:
+        TargetError: there is none, or more than one where none is named.
+    """
+    url = asker.place.url
+    answer = asker.get("/v1/models")
+    header = clean(answer.headers.get("server", ""), 80)
+    listed = dig(answer.json, "data") if answer.ok else None
+    if not isinstance(listed, list):
+        model = _require_way_in(answer, wanted, url)
+        return _Card(model, {}, header, (f"{url}/v1/models lists nothing, it answers {answer.reason}",))
+    cards = {name: card for card in reversed(listed) if isinstance(name := dig(card, "id"), str)}
+    names = list(reversed(cards))
+    shown = ", ".join(repr(clean(name)) for name in names[:_MOST_SHOWN]) or "nothing"
+    if len(names) > _MOST_SHOWN:
+        shown += f" and {len(names) - _MOST_SHOWN} more"
+    if wanted is not None and wanted not in cards:
+        raise TargetError(f"{url} does not serve {wanted!r}; it serves {shown}")
+    if wanted is None and not _one_model(list(cards.values())):
+        raise TargetError(f"name the model: {url} serves {shown}")
+    name = wanted or names[0]
+    return _Card(name, cards[name], header)
+
+
+def _one_model(cards: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all cards are names of one model."""
+    roots = {card["root"] if isinstance(card.get("root"), str) else card["id"] for card in cards}
+    return len(roots) == 1
+
+
+def _require_way_in(answer: Answer, wanted: str | None, url: str) -> str:
+    if answer.status in (401, 403):
+        raise TargetError(f"{url} wants an API key, or another one: {answer.reason}")
+    if answer.ok or wanted is None:
+        raise TargetError(
+            f"{url}/v1/models answers {answer.reason}; is that the base URL of an OpenAI-compatible server?"
+        )
+    return wanted
+
+
+def _context(asker: Asker, fields: Mapping[str, Any]) -> int | None:
+    """The longest prompt and output together, if the server tells it anywhere."""
+    said = next((said for name in _CONTEXT_NAMES if (said := count_at(fields, name))), None)
+    if said is None and (props := asker.maybe("GET", "/props")) is not None:
+        said = count_at(props.json, "default_generation_settings", "n_ctx")
+    return said or count_at(fields, "meta", "n_ctx")
+
+
+def _name(asker: Asker, card: _Card) -> str:
+    """Name and version, as far as the server tells them."""
+    answer = asker.maybe("GET", "/version")
+    version = None if answer is None else dig(answer.json, "version")
+    owner = card.fields.get("owned_by") if isinstance(version, str) else None
+    parts = (owner, version) if isinstance(owner, str) else (card.header, version)
+    return clean(" ".join(part for part in parts if isinstance(part, str) and part), 80)
+
+
+class _Found(NamedTuple):
+    speaker: Speaker
+    vocabulary: Vocabulary
+    overheads: Overheads
+
+
+def _speaker(
+    asker: Asker, model: str, form: Form | None, known: Vocabulary | None, limit: int | None
+) -> _Found:
+    """The form that was asked for, or the first that works."""
+    reasons = []
+    num = _COUNTED if limit is None else max(4, min(_COUNTED, limit // 4))
+    for tried in FORMS if form is None else (form,):
+        speaker = Speaker(asker, model, tried)
+        try:
+            speaker.settle(_few_words(tried, known))
+            vocabulary = known or _counted_vocabulary(speaker, limit)
+            return _Found(speaker, vocabulary, measure_overheads(speaker, vocabulary, num))
+        except NoFormError as error:
+            reasons.append(f"{tried}: {error}")
+    raise TargetError(
+        f"{asker.place.url} takes no prompts that a replay can send; tried " + "; ".join(reasons)
+    )
+
+
+def _few_words(form: Form, vocabulary: Vocabulary | None) -> bytes:
+    if form != "ids":
+        return "".join(WORDS[:8]).encode()
+    if vocabulary is None:
+        raise NoFormError("the server has no /tokenize, so the ids of no words are known")
+    digits = [str(number) for number in vocabulary.ids[:8]]
+    return ",".join(digits).encode()
+
+
+def _counted_vocabulary(speaker: Speaker, limit: int | None) -> Vocabulary:
+    """Words without ids, of a server that only counts.
+
+    Raises:
+        TargetError: it does not even count.
+    """
+    base = speaker.prompt_tokens(b"")
+    if base is None:
+        raise TargetError(
+            "the server has no /tokenize and its answers have no usage: prompts of exact lengths cannot be made"
+        )
+
+    def count(words: Sequence[str]) -> int:
+        return (speaker.prompt_tokens("".join(words).encode()) or 0) - base
+
+    most = len(WORDS) if limit is None else max(1, min(len(WORDS), limit // 2))
+    return Vocabulary(tuple(single_words(count, most)), ())
+
+
+def _settled(
+    overheads: Overheads, speaker: Speaker, tokenizer: RemoteTokenizer | None
+) -> tuple[int, int, tuple[str, ...]]:
+    """Overheads of a prompt and of a turn; where the server does not count, what can be known without it."""
+    notes: list[str] = []
+    prompt, turn = overheads.prompt, overheads.turn
+    if prompt is None:
+        notes.append(
+            "answers have no usage: prompt lengths are by the server's tokenizer, and nothing checks them"
+        )
+        prompt = (
+            0 if speaker.form == "ids" or tokenizer is None else len(tokenizer.encode(LEAD, special=True))
+        )
+        if speaker.form == "chat":
+            notes.append("prompts are longer than planned by the chat template, which could not be counted")
+    if turn is None:
+        turn = 0
+        notes.append(
+            "what a pair of messages adds in a chat could not be counted: live histories are longer by it"
+        )
+    return prompt, turn, tuple(notes)
