@@ -1,6 +1,6 @@
 """How long a step takes: tables measured on a machine, interpolated.
 
-``T = host + dense(tokens) + head(logit rows) + mixing * (prefill attention + decode attention)``.
+``T = host + eager + dense(tokens) + head(logit rows) + mixing * (prefill attention + decode attention)``.
 
 Tables rather than a linear fit: real kernels have steps and knees that a line misses by a quarter. What lies
 outside a table follows its last slope and is marked. Dense models on one device; experts and several devices
@@ -111,6 +111,7 @@ class StepCost:
         context).
         mixing: factor on attention in steps that hold both; measured, as no closed rule is known.
         host: fixed time per step outside kernels.
+        eager: more of it in steps with prefill chunks, which are not replayed from a recording.
     """
 
     profile: str
@@ -120,6 +121,7 @@ class StepCost:
     decode: Grid
     mixing: float = 1.0
     host: float = 0.0
+    eager: float = 0.0
 
     def step(self, works: Iterable[Work]) -> Estimate:
         """The time of one step."""
@@ -138,5 +140,9 @@ class StepCost:
         if contexts:
             attention = attention.plus(self.decode.at(len(contexts), sum(contexts) / len(contexts)))
             attention = attention.times(self.mixing if num_chunks else 1.0)
-        total = Estimate(self.host).plus(self.dense.at(tokens)).plus(self.head.at(rows))
+        total = (
+            Estimate(self.host + (self.eager if num_chunks else 0.0))
+            .plus(self.dense.at(tokens))
+            .plus(self.head.at(rows))
+        )
         return total.plus(attention)
