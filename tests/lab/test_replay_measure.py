@@ -231,7 +231,7 @@ def test_planned_and_done(make_run: Make) -> None:
         ok(2, 3.0, (1.0,), (4,)),
         bad(3, "refused", 4.0),
     ]
-    run = make_run(outcomes, {"out_tok": [4, 4, 4, 4]}, plan={"hit_rate": 0.4})
+    run = make_run(outcomes, {"out_tok": [4, 4, 4, 4]}, planned_hit_rate=0.4)
     frame = run.frame.with_columns(
         cached_tokens=pl.Series([5, 0, None, None], dtype=pl.Int64), sent_s=pl.Series([2.5, 2.0, 3.0, 4.0])
     )

@@ -33,7 +33,7 @@ class Achieved:
         planned_output_tokens, output_tokens: of the answered requests.
         cached_share: prompt tokens that the server took from its cache, of the counted ones of requests that say;
             None where none does.
-        planned_cached_share: what a cache without limit would give, where the plan says (``hit_rate``).
+        planned_cached_share: what a cache without limit would give, where the plan says.
         planned_span_s, sent_span_s: from the first to the last scheduled time of sent requests, and of their sends.
         swapped: neighbours in the schedule that were sent the other way round; ``worst_swap_s`` the longest by which
             a request was sent before one that was scheduled earlier.
@@ -85,7 +85,7 @@ def achieved(run: Run, found: Samples) -> Achieved:
         planned_output_tokens=int(answers["out_tok"].sum()),
         output_tokens=int(answers["got"].sum()),
         cached_share=int(said["cached_tokens"].sum()) / total if total else None,
-        planned_cached_share=_planned_share(run),
+        planned_cached_share=run.head.planned_hit_rate,
         planned_span_s=planned_span,
         sent_span_s=sent_span,
         swapped=swapped,
@@ -93,11 +93,6 @@ def achieved(run: Run, found: Samples) -> Achieved:
         early=int((found.lag < -CLOCK_S).sum()),
         moved=_moved(run),
     )
-
-
-def _planned_share(run: Run) -> float | None:
-    rate = run.head.plan.get("hit_rate")
-    return float(rate) if isinstance(rate, (int, float)) else None
 
 
 def _sends(found: Samples) -> tuple[float, float, int, float]:

@@ -33,6 +33,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
         stopped: why the run ended before its plan did; empty if it did not.
         problems: what went wrong on the client's side (a sender died, ...); any makes the run invalid.
         machine: the client's, in words.
+        planned_hit_rate: share of the plan's prompt tokens that a prefix cache without limit would hold.
     """
 
     version: int = VERSION
@@ -58,6 +59,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
     stopped: str = ""
     problems: tuple[str, ...] = ()
     machine: str
+    planned_hit_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
