@@ -157,19 +157,17 @@ def try_answering(speaker: Speaker, vocabulary: Vocabulary) -> Answering:
     """
     wanted: list[dict[str, Any]] = [{"ignore_eos": True}, {"min_tokens": CHECK_TOKENS}, {"stream": True}]
     accepted, answer = _accepted(speaker, vocabulary, wanted)
-    notes = [f"the server does not take {name}" for want in wanted for name in want if name not in accepted]
+    notes = [f"The server does not take {name}." for want in wanted for name in want if name not in accepted]
     chunks = list(_chunks(answer))
     if not chunks:
         raise TargetError(f"{PATHS[speaker.form]} answers with nonsense: {answer.reason}")
     if "stream" in accepted and not _is_stream(answer):
-        notes.append("the server does not stream: its first token comes with its last")
+        notes.append("The server does not stream: its first token comes with its last.")
         accepted = {name: value for name, value in accepted.items() if not name.startswith("stream")}
     enforced, why = _is_enforced(accepted, chunks)
     continuous = _is_continuous(chunks)
     if _is_stream(answer) and not continuous:
-        notes.append(
-            "the server does not say how many tokens a piece of a stream has: pieces count as one each"
-        )
+        notes.append("The server does not say how many tokens a piece of a stream has: each counts as one.")
     lengths = tuple(name for name in (speaker.length_field, "min_tokens") if name in accepted)
     return Answering(
         length_fields=lengths,
@@ -259,7 +257,7 @@ def _is_enforced(accepted: Mapping[str, Any], chunks: Sequence[Any]) -> tuple[bo
     if error is not None:
         raise TargetError(f"the server breaks off with an error: {clean(error)}")
     if "ignore_eos" not in accepted and "min_tokens" not in accepted:
-        return False, ("output lengths are not enforced: the server has neither ignore_eos nor min_tokens",)
+        return False, ("Output lengths are not enforced: the server has neither ignore_eos nor min_tokens.",)
     num = count_at(_usage(chunks), "completion_tokens")
     reason = next(
         (text for chunk in reversed(chunks) if (text := dig(chunk, "choices", 0, "finish_reason"))), None
@@ -268,5 +266,5 @@ def _is_enforced(accepted: Mapping[str, Any], chunks: Sequence[Any]) -> tuple[bo
         return True, ()
     got = f"{num} tokens" if num is not None else f"an answer that ended with {reason!r}"
     return False, (
-        f"output lengths are not enforced: asked for {CHECK_TOKENS} tokens, the server gave {got}",
+        f"Output lengths are not enforced: asked for {CHECK_TOKENS} tokens, the server gave {got}.",
     )

@@ -72,8 +72,9 @@ class WordBytes:
         else:
             words = [json.dumps(text)[1:-1] for text in vocabulary.texts]
         self.width = max(map(len, words), default=0)
+        """Bytes of a word; ``skip`` fewer of the first in a prompt."""
         self._table = np.array([word.encode() for word in words], dtype=f"S{self.width}")
-        self._skip = 1 if form == "ids" else 0
+        self.skip = 1 if form == "ids" else 0
 
     def of(self, numbers: npt.NDArray[Any]) -> bytes:
         """``width`` bytes for each word, as they stand inside a prompt."""
@@ -81,4 +82,4 @@ class WordBytes:
 
     def first(self, words: bytes) -> bytes:
         """The words as they stand at the beginning of a prompt or behind an earlier reply."""
-        return words[self._skip :]
+        return words[self.skip :]

@@ -152,7 +152,7 @@ def _card(asker: Asker, wanted: str | None) -> _Card:
     listed = dig(answer.json, "data") if answer.ok else None
     if not isinstance(listed, list):
         model = _require_way_in(answer, wanted, url)
-        return _Card(model, {}, header, (f"{url}/v1/models lists nothing, it answers {answer.reason}",))
+        return _Card(model, {}, header, (f"{url}/v1/models lists nothing, it answers {answer.reason}.",))
     cards = {name: card for card in reversed(listed) if isinstance(name := dig(card, "id"), str)}
     names = list(reversed(cards))
     shown = ", ".join(repr(clean(name)) for name in names[:_MOST_SHOWN]) or "nothing"
@@ -260,16 +260,16 @@ def _settled(
     prompt, turn = overheads.prompt, overheads.turn
     if prompt is None:
         notes.append(
-            "answers have no usage: prompt lengths are by the server's tokenizer, and nothing checks them"
+            "Answers have no usage: prompt lengths are by the server's tokenizer, and nothing checks them."
         )
         prompt = (
             0 if speaker.form == "ids" or tokenizer is None else len(tokenizer.encode(LEAD, special=True))
         )
         if speaker.form == "chat":
-            notes.append("prompts are longer than planned by the chat template, which could not be counted")
+            notes.append("Prompts are longer than planned by the chat template, which could not be counted.")
     if turn is None:
         turn = 0
         notes.append(
-            "what a pair of messages adds in a chat could not be counted: live histories are longer by it"
+            "What a pair of messages adds in a chat could not be counted: live histories are longer by it."
         )
     return prompt, turn, tuple(notes)

@@ -1,0 +1,241 @@
+"""Every request's bytes, written before the first is sent: what ``files.py`` says lies in a folder.
+
+Nothing is built while the clock runs. Memory does not grow with the plan's tokens: the words of one prompt are made
+at a time, and go to the disk.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from braid import __version__
+from braid.core.errors import CapacityError
+from braid.lab.progress import NoProgress, Progress
+from braid.lab.replay.asking import TargetError, endpoint
+from braid.lab.replay.content import prompt_words
+from braid.lab.replay.files import REQUEST, Form, History
+from braid.lab.replay.forms import PATHS, WordBytes, shape
+from braid.lab.replay.history import NONE, previous_turns
+from braid.lab.replay.plan import ReplayPlan
+from braid.lab.replay.target import ServerFacts, Target
+from braid.lab.table import TraceError
+
+PROGRAM_HEADER, FINAL_HEADER = "X-Session-ID", "X-Dynamo-Session-Final"
+"""Which program a request belongs to, and that no turn follows."""
+_UNSAFE = re.compile(r"[^A-Za-z0-9._:-]")
+_LONGEST_ID = 128
+_PLACES = ("headers_at", "head_at", "new_at", "tail_at", "end_at")
+_BUFFER = 2**20
+_SHOW_EVERY = 256
+_SPARE = 64 * 2**20
+"""Left free on the disk for what a run writes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bodies:
+    """What a run must know of the bytes that were written; the first five are those of ``RunSpec``.
+
+    Args:
+        num_bytes: their size.
+        num_longer: prompts that had to be longer than planned, because the server adds more than that by itself.
+        notes: what is not as planned, one sentence each.
+    """
+
+    request_line: str
+    headers: str
+    form: Form
+    before_reply: str
+    after_reply: str
+    num_bytes: int
+    num_longer: int
+    notes: tuple[str, ...]
+
+
+def write_bodies(
+    plan: ReplayPlan,
+    facts: ServerFacts,
+    target: Target,
+    folder: Path,
+    *,
+    history: History = "recorded",
+    progress: Progress | None = None,
+) -> Bodies:
+    """Write ``bytes.bin``, ``after.npy`` and ``requests.npy`` into ``folder``.
+
+    Raises:
+        CapacityError: the disk has not enough room.
+        TargetError: the server lacks what a live history needs.
+        TraceError: the files cannot be written.
+    """
+    if history == "live" and facts.form == "ids" and not facts.tells_ids:
+        raise TargetError(
+            "a live history of token ids needs a server that tells the ids of its replies (return_token_ids): "
+            "use the form text or chat"
+        )
+    prompts = _Prompts(plan, facts, history)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _require_room(prompts.num_bytes, folder)
+        table = prompts.write(folder / "bytes.bin", progress or NoProgress())
+        np.save(folder / "after.npy", plan.frame["after"].explode().drop_nulls().to_numpy().astype(np.uint32))
+        np.save(folder / "requests.npy", table)
+    except OSError as error:
+        raise TraceError(f"cannot write the requests to {folder}: {error.strerror or error}") from None
+    place = endpoint(target.url)
+    return Bodies(
+        request_line=f"POST {place.root}{PATHS[facts.form]} HTTP/1.1",
+        headers=_common_headers(place.netloc, facts),
+        form=facts.form,
+        before_reply=prompts.shape.before_reply.decode(),
+        after_reply=prompts.shape.after_reply.decode(),
+        num_bytes=prompts.num_bytes,
+        num_longer=prompts.num_longer,
+        notes=prompts.notes(),
+    )
+
+
+def _common_headers(netloc: str, facts: ServerFacts) -> str:
+    accept = "text/event-stream" if facts.fields.get("stream") else "application/json"
+    lines = (
+        f"Host: {netloc}",
+        f"User-Agent: braid-lab/{__version__}",
+        "Content-Type: application/json",
+        f"Accept: {accept}",
+    )
+    return "".join(f"{line}\r\n" for line in lines)
+
+
+def _require_room(num_bytes: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if num_bytes + _SPARE > free:
+        raise CapacityError(
+            f"the requests take {num_bytes / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free: "
+            "use another folder, a shorter stretch of the trace, or fewer programs"
+        )
+
+
+def program_headers(frame: pl.DataFrame) -> list[bytes]:
+    """Each request's own header lines: none for one that has no program, the final mark for a program's last turn."""
+    programs = frame["program"].to_list()
+    order = frame.select(pl.arg_sort_by("turn", "request", nulls_last=True)).to_series().to_list()
+    final = {programs[number]: number for number in order}
+    alone = {name for name, num in Counter(programs).items() if num == 1}
+    return [
+        b"" if program in alone else header_lines(program, final[program] == number)
+        for number, program in enumerate(programs)
+    ]
+
+
+def header_lines(program: str, final: bool) -> bytes:
+    """A request's own header lines. Ids come from a trace and may be anything: they can neither end a line nor leave
+    ASCII, and two different ones stay different."""
+    name = _UNSAFE.sub("_", program)[:_LONGEST_ID]
+    if name != program:
+        name = f"{name}.{sha256(program.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+    last = f"{FINAL_HEADER}: true\r\n" if final else ""
+    return f"{PROGRAM_HEADER}: {name}\r\n{last}".encode()
+
+
+class _Prompts:
+    """The bytes of a plan's requests, one after another."""
+
+    def __init__(self, plan: ReplayPlan, facts: ServerFacts, history: History) -> None:
+        frame = plan.frame
+        self.frame = frame
+        self.shape = shape(facts.form, facts.model)
+        self._facts, self._seed, self._live = facts, plan.options.seed, history == "live"
+        self._coded = WordBytes(facts.form, facts.vocabulary)
+        self._history = previous_turns(frame) if self._live else np.full(frame.height, NONE, np.int64)
+        self._headers = program_headers(frame)
+        self._out_tok = frame["out_tok"].to_list()
+        self._tails = {num: self._tail(num) for num in set(self._out_tok)}
+        follows = self._history != NONE
+        self._first = np.where(follows, frame["shared_tok"].to_numpy(), 0)
+        added = np.where(follows, facts.turn_overhead_tokens, facts.overhead_tokens)
+        wanted = frame["in_tok"].to_numpy() - self._first - added
+        least = 1 if facts.form == "ids" else 0
+        self._num = np.maximum(wanted, least)
+        self._first = np.minimum(self._first, frame["in_tok"].to_numpy() - self._num)
+        self.num_longer = int((wanted < least).sum())
+        self.num_bytes = self._size()
+
+    def notes(self) -> tuple[str, ...]:
+        """What is not as planned."""
+        notes = []
+        if self.num_longer:
+            added = max(self._facts.overhead_tokens, self._facts.turn_overhead_tokens)
+            notes.append(
+                f"{self.num_longer:,} prompts are longer than planned: the server adds up to {added} tokens itself."
+            )
+        if self._live:
+            num = int((self._history != NONE).sum())
+            notes.append(
+                f"{num:,} prompts hold the replies that came, and are as much longer or shorter than planned as these."
+            )
+        return tuple(notes)
+
+    def write(self, path: Path, progress: Progress) -> npt.NDArray[Any]:
+        """Write all bytes; the records of ``requests.npy``."""
+        table = self._table()
+        keys, toks = (self.frame[name].to_list() for name in ("segment_keys", "segment_toks"))
+        places = []
+        at = 0
+        with path.open("wb", buffering=_BUFFER) as file:
+            for number, headers in enumerate(self._headers):
+                if number % _SHOW_EVERY == 0:
+                    progress.update("writing the requests", at, self.num_bytes)
+                new = self._new(number, keys[number], toks[number])
+                pieces = (headers, self.shape.head, new, self._tails[self._out_tok[number]])
+                file.writelines(pieces)
+                ends = [at := at + len(piece) for piece in pieces]
+                places.append((ends[0] - len(headers), *ends))
+        progress.update("writing the requests", at, self.num_bytes)
+        columns = np.array(places, np.int64).reshape(-1, 5).T
+        for name, column in zip(_PLACES, columns, strict=True):
+            table[name] = column
+        assert at == self.num_bytes, "the size was computed before"
+        return table
+
+    def _new(self, number: int, keys: list[int], toks: list[int]) -> bytes:
+        """The words of one request."""
+        first, num = int(self._first[number]), int(self._num[number])
+        ends = np.cumsum(toks)
+        used = int(np.searchsorted(ends, first + num)) + 1
+        lengths = np.array(toks[:used], np.int64)
+        numbers = prompt_words(keys[:used], lengths, self._seed, len(self._facts.vocabulary))
+        assert numbers.size >= first + num, "the segments of a prompt sum to its length"
+        return self._coded.first(self._coded.of(numbers[first : first + num]))
+
+    def _tail(self, num: int) -> bytes:
+        fields = {**dict.fromkeys(self._facts.length_fields, num), **self._facts.fields}
+        if self._live and self._facts.form == "ids":
+            fields["return_token_ids"] = True
+        return self.shape.tail(fields)
+
+    def _size(self) -> int:
+        words = int(self._num.sum()) * self._coded.width - self.frame.height * self._coded.skip
+        around = self.frame.height * len(self.shape.head) + sum(map(len, self._headers))
+        return words + around + sum(len(self._tails[num]) for num in self._out_tok)
+
+    def _table(self) -> npt.NDArray[Any]:
+        """All but the places."""
+        frame = self.frame
+        table = np.zeros(frame.height, REQUEST)
+        table["start_s"] = frame["start_s"].fill_null(np.nan).to_numpy()
+        table["cancel_after_tok"] = frame["cancel_after_tok"].fill_null(-1).to_numpy()
+        table["history_of"] = self._history
+        for name in ("group", "delay_s", "out_tok"):
+            table[name] = frame[name].to_numpy()
+        table["after_to"] = np.cumsum(frame["after"].list.len().to_numpy(), dtype=np.int64)
+        table["after_from"][1:] = table["after_to"][:-1]
+        return table
