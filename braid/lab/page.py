@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 
 from braid.lab.describe.description import Description
 from braid.lab.figures import Picture, duration
+from braid.lab.html import cards, definitions, document, figure, section, table
 from braid.lab.tables import (
-    Rows,
     arrival_rows,
     length_rows,
     program_rows,
@@ -17,29 +16,6 @@ from braid.lab.tables import (
     reuse_rows,
     summary_rows,
 )
-
-CSS = """
-:root { --ink: #22303c; --soft: #5c6b79; --line: #dfe5ea; --blue: #0072B2; --paper: #fff; --back: #f4f6f8 }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--back); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-main { max-width: 1020px; margin: 0 auto; padding: 2.5rem 1.2rem 4rem }
-h1 { font-size: 1.9rem; margin: 0 0 .2rem; overflow-wrap: anywhere }
-h2 { font-size: 1.25rem; margin: 0 0 .3rem }
-p { margin: .2rem 0 .8rem } .soft { color: var(--soft) }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 1.3rem 1.5rem;
-  margin-top: 1.2rem; overflow-x: auto }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem; margin-top: 1.2rem }
-.card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem }
-.card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums } .card span { color: var(--soft) }
-img { width: 100%; height: auto; display: block }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums }
-th { text-align: right; font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line) }
-td { text-align: right; border-bottom: 1px solid var(--line) } th, td { padding: .32rem .6rem }
-th:first-child, td:first-child, td.text, th.text { text-align: left }
-.warning { color: #9a5b00 } .error { color: #b3261e }
-dt { font-weight: 600; margin-top: .5rem } dd { margin: 0 0 0 1rem; color: var(--soft) }
-nav a { color: var(--blue); text-decoration: none; margin-right: 1rem; white-space: nowrap }
-"""
 
 DEFINITIONS = (
     ("CV", "Standard deviation of the gaps between arrivals divided by their mean; 1 for Poisson."),
@@ -75,28 +51,17 @@ def page(description: Description, pictures: Sequence[Picture]) -> str:
     parts = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="soft">A description of the trace by braid · format {escape(description.info.format or "?")}</p>',
-        _cards(description),
-        _section("What the audit found", _findings(description), "audit"),
+        cards(summary_rows(description)),
+        section("What the audit found", _findings(description), "audit"),
         *_tables(description),
-        *(_figure(picture) for picture in pictures),
-        _section("Not described", _list(description.skipped.items()), "skipped")
+        *(figure(picture) for picture in pictures),
+        section("Not described", definitions(description.skipped.items()), "skipped")
         if description.skipped
         else "",
-        _section("Definitions", _list(DEFINITIONS), "definitions"),
-        _section("The data", _data(description), "data"),
+        section("Definitions", definitions(DEFINITIONS), "definitions"),
+        section("The data", _data(description), "data"),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(name)}</title>'
-    body = "\n".join(part for part in parts if part)
-    head = f"<head>{head}<style>{CSS}</style></head>"
-    return f'<!doctype html>\n<html lang="en">{head}\n<body><main>\n{body}\n</main></body></html>\n'
-
-
-def _cards(description: Description) -> str:
-    cards = "".join(
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-        for name, value in summary_rows(description)
-    )
-    return f'<div class="cards">{cards}</div>'
+    return document(name, parts)
 
 
 def _tables(description: Description) -> Iterable[str]:
@@ -108,25 +73,7 @@ def _tables(description: Description) -> Iterable[str]:
         ("Prefixes seen before", "prefixes", reuse_rows(description)),
     ):
         if rows is not None:
-            yield _section(title, _table(rows), key)
-
-
-def _section(title: str, inner: str, key: str) -> str:
-    return f'<section id="{key}"><h2>{escape(title)}</h2>\n{inner}</section>'
-
-
-def _figure(picture: Picture) -> str:
-    data = b64encode(picture.png).decode()
-    image = f'<img alt="{escape(picture.title)}" src="data:image/png;base64,{data}">'
-    return _section(picture.title, f'<p class="soft">{escape(picture.text)}</p>\n{image}', picture.name)
-
-
-def _table(rows: Rows) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in rows.columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows.cells
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            yield section(title, table(rows), key)
 
 
 def _findings(description: Description) -> str:
@@ -141,12 +88,6 @@ def _findings(description: Description) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _list(pairs: Iterable[tuple[str, str]]) -> str:
-    return (
-        "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs) + "</dl>"
-    )
-
-
 def _data(description: Description) -> str:
     info = description.info
     known = {
@@ -157,4 +98,4 @@ def _data(description: Description) -> str:
         "Citation": info.citation,
         "Notes": " ".join(info.notes),
     }
-    return _list((name, text) for name, text in known.items() if text)
+    return definitions((name, text) for name, text in known.items() if text)
