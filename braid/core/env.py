@@ -27,3 +27,8 @@ def engine_environment() -> dict[str, str]:
 def forced_cpu_isa() -> str | None:
     """``BRAID_CPU_ISA``: the instruction set native kernels must use (tests run them all); None picks the best."""
     return os.environ.get("BRAID_CPU_ISA") or None
+
+
+def named(name: str) -> str | None:
+    """The variable that the user named on a command line, such as the one that holds a key; None if it is not set."""
+    return os.environ.get(name)
