@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -27,7 +28,6 @@ from braid.core.errors import BraidError
 
 DEBUG = "--debug"
 DEFAULT_URL = "http://127.0.0.1:8000"
-_LAB = {"polars", "scipy", "matplotlib", "aiohttp"}
 
 app = App(
     name="braid",
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"braid: {describe(error)}", file=sys.stderr)
+        extra = "lab" if words[:1] == ["trace"] else "engine"
+        print(f"braid: {describe(error, extra)}", file=sys.stderr)
         return 2 if is_users(error) else 1
     return result if isinstance(result, int) else 0
 
@@ -65,14 +66,12 @@ def is_users(error: Exception) -> bool:
     return isinstance(error, BraidError | CycloptsError) or _missing_extra(error)
 
 
-def describe(error: Exception) -> str:
-    """One line for the user."""
+def describe(error: Exception, extra: str = "engine") -> str:
+    """One line for the user. ``extra`` is the one that holds all that the command imports."""
     if isinstance(error, CycloptsError) and isinstance(error.__cause__, BraidError):
         error = error.__cause__
     if _missing_extra(error):
-        name: str = error.name  # type: ignore[attr-defined]
-        extra = "lab" if name.partition(".")[0] in _LAB else "engine"
-        return f"error: this command needs {name}: pip install 'braid[{extra}]'"
+        return f"error: this command needs {error.name}: pip install 'braid[{extra}]'"  # type: ignore[attr-defined]
     text = " ".join(str(error).split())
     if is_users(error):
         return f"error: {text}"
@@ -166,6 +165,24 @@ def top(
     from braid.cli.top import top as run
 
     return run(url, api_key=api_key, interval=interval, once=once)
+
+
+@app.command
+def calibrate(
+    model: Model = DEFAULT_MODEL,
+    *,
+    out: Annotated[
+        Path | None,
+        Parameter(help="Write the tables here, as JSON.", show_default="in the cache folder, by model"),
+    ] = None,
+    repeats: Annotated[int, Parameter(help="How often each step is measured.")] = 3,
+    engine: EngineOptions = EngineOptions(),  # noqa: B008
+) -> None:
+    """Measure how long steps take on this machine: tables for simulations."""
+    config = engine.config(model)
+    from braid.cli.calibrate import calibrate as run
+
+    run(config, out, repeats)
 
 
 @app.command

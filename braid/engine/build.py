@@ -40,6 +40,7 @@ class Built:
 
     core: EngineCore
     plan: MemoryPlan
+    limits: SchedulerConfig
     reckoning: list[str]
 
 
@@ -76,7 +77,8 @@ def build_engine(
         model.kv_shapes, num_blocks=plan.num_blocks, block_size=config.block_size, dtype=dtype, device=device
     )
     runner = Runner(model, kv, device=device, faults=faults)
-    scheduler = Scheduler(_scheduler_config(config, plan), faults=faults)
+    limits = _scheduler_config(config, plan)
+    scheduler = Scheduler(limits, faults=faults)
     pooling = pick_pooling(config.pooling, checkpoint)
     info = _describe(config, spec, plan, dtype, device, pooling)
     reckoning = [*plan.lines(), f"ready in {time.monotonic() - begin:.1f} s"]
@@ -90,7 +92,7 @@ def build_engine(
         grammars=grammars,
         faults=faults,
     )
-    return Built(core, plan, reckoning)
+    return Built(core, plan, limits, reckoning)
 
 
 def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, eos_token_ids: frozenset[int]) -> Vocabulary:
