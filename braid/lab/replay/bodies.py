@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +24,7 @@ from braid.lab.replay.asking import TargetError, endpoint
 from braid.lab.replay.content import prompt_words
 from braid.lab.replay.files import REQUEST, Form, History
 from braid.lab.replay.forms import PATHS, WordBytes, shape
-from braid.lab.replay.history import NONE, previous_turns
+from braid.lab.replay.history import NONE, previous_turns, waiting_for
 from braid.lab.replay.plan import ReplayPlan
 from braid.lab.replay.target import ServerFacts, Target
 from braid.lab.table import TraceError
@@ -87,7 +86,7 @@ def write_bodies(
         folder.mkdir(parents=True, exist_ok=True)
         _require_room(prompts.num_bytes, folder)
         table = prompts.write(folder / "bytes.bin", progress or NoProgress())
-        np.save(folder / "after.npy", plan.frame["after"].explode().drop_nulls().to_numpy().astype(np.uint32))
+        np.save(folder / "after.npy", prompts.after())
         np.save(folder / "requests.npy", table)
     except OSError as error:
         raise TraceError(f"cannot write the requests to {folder}: {error.strerror or error}") from None
@@ -120,18 +119,18 @@ def _require_room(num_bytes: int, folder: Path) -> None:
     if num_bytes + _SPARE > free:
         raise CapacityError(
             f"the requests take {num_bytes / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free: "
-            "use another folder, a shorter stretch of the trace, or fewer programs"
+            "use another folder (TMPDIR), a shorter stretch of the trace, or fewer programs"
         )
 
 
 def program_headers(frame: pl.DataFrame) -> list[bytes]:
-    """Each request's own header lines: none for one that has no program, the final mark for a program's last turn."""
+    """Each request's own header lines: none for one without a program (a plan calls it by its row), the final mark for
+    a program's last turn."""
     programs = frame["program"].to_list()
-    order = frame.select(pl.arg_sort_by("turn", "request", nulls_last=True)).to_series().to_list()
-    final = {programs[number]: number for number in order}
-    alone = {name for name, num in Counter(programs).items() if num == 1}
+    lone = (frame["program"] == frame.select(pl.format("row {}", "source_row")).to_series()).to_list()
+    last = {program: number for number, program in enumerate(programs)}
     return [
-        b"" if program in alone else header_lines(program, final[program] == number)
+        b"" if lone[number] else header_lines(program, last[program] == number)
         for number, program in enumerate(programs)
     ]
 
@@ -140,7 +139,7 @@ def header_lines(program: str, final: bool) -> bytes:
     """A request's own header lines. Ids come from a trace and may be anything: they can neither end a line nor leave
     ASCII, and two different ones stay different."""
     name = _UNSAFE.sub("_", program)[:_LONGEST_ID]
-    if name != program:
+    if name != program or not name:
         name = f"{name}.{sha256(program.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
     last = f"{FINAL_HEADER}: true\r\n" if final else ""
     return f"{PROGRAM_HEADER}: {name}\r\n{last}".encode()
@@ -151,11 +150,11 @@ class _Prompts:
 
     def __init__(self, plan: ReplayPlan, facts: ServerFacts, history: History) -> None:
         frame = plan.frame
-        self.frame = frame
         self.shape = shape(facts.form, facts.model)
         self._facts, self._seed, self._live = facts, plan.options.seed, history == "live"
         self._coded = WordBytes(facts.form, facts.vocabulary)
         self._history = previous_turns(frame) if self._live else np.full(frame.height, NONE, np.int64)
+        self._frame = waiting_for(frame, self._history) if self._live else frame
         self._headers = program_headers(frame)
         self._out_tok = frame["out_tok"].to_list()
         self._tails = {num: self._tail(num) for num in set(self._out_tok)}
@@ -175,19 +174,19 @@ class _Prompts:
         if self.num_longer:
             added = max(self._facts.overhead_tokens, self._facts.turn_overhead_tokens)
             notes.append(
-                f"{self.num_longer:,} prompts are longer than planned: the server adds up to {added} tokens itself."
+                f"Prompts that are longer than planned: {self.num_longer:,}; the server itself adds {added} tokens."
             )
         if self._live:
             num = int((self._history != NONE).sum())
             notes.append(
-                f"{num:,} prompts hold the replies that came, and are as much longer or shorter than planned as these."
+                f"Prompts that hold the replies that came, and are as long as these make them: {num:,}."
             )
         return tuple(notes)
 
     def write(self, path: Path, progress: Progress) -> npt.NDArray[Any]:
         """Write all bytes; the records of ``requests.npy``."""
         table = self._table()
-        keys, toks = (self.frame[name].to_list() for name in ("segment_keys", "segment_toks"))
+        keys, toks = (self._frame[name].to_list() for name in ("segment_keys", "segment_toks"))
         places = []
         at = 0
         with path.open("wb", buffering=_BUFFER) as file:
@@ -223,13 +222,17 @@ class _Prompts:
         return self.shape.tail(fields)
 
     def _size(self) -> int:
-        words = int(self._num.sum()) * self._coded.width - self.frame.height * self._coded.skip
-        around = self.frame.height * len(self.shape.head) + sum(map(len, self._headers))
+        words = int(self._num.sum()) * self._coded.width - self._frame.height * self._coded.skip
+        around = self._frame.height * len(self.shape.head) + sum(map(len, self._headers))
         return words + around + sum(len(self._tails[num]) for num in self._out_tok)
+
+    def after(self) -> npt.NDArray[np.uint32]:
+        """The requests that are waited for, one request's after another's."""
+        return self._frame["after"].explode().drop_nulls().to_numpy().astype(np.uint32)
 
     def _table(self) -> npt.NDArray[Any]:
         """All but the places."""
-        frame = self.frame
+        frame = self._frame
         table = np.zeros(frame.height, REQUEST)
         table["start_s"] = frame["start_s"].fill_null(np.nan).to_numpy()
         table["cancel_after_tok"] = frame["cancel_after_tok"].fill_null(-1).to_numpy()

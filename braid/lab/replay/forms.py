@@ -78,7 +78,8 @@ class WordBytes:
 
     def of(self, numbers: npt.NDArray[Any]) -> bytes:
         """``width`` bytes for each word, as they stand inside a prompt."""
-        return self._table[numbers].tobytes()
+        taken: npt.NDArray[np.bytes_] = self._table[numbers]
+        return taken.tobytes()
 
     def first(self, words: bytes) -> bytes:
         """The words as they stand at the beginning of a prompt or behind an earlier reply."""
