@@ -28,7 +28,8 @@ class Arrival(NamedTuple):
         time: when it arrives; ignored where it waits for others.
         prompt: token ids, a function that makes them on arrival (so that a long trace does not lie in memory), or a
             length: then nobody shares its prefix.
-        reply: what it answers, its first tokens at least; made up beyond them. The next turn's prompt may hold it.
+        reply: what it answers, its first tokens at least (or a function that gives them on arrival); made up beyond
+            them. The next turn's prompt may hold it.
         after: places in the trace of the requests that must have ended before this one arrives, ``delay`` seconds
             after the last of them (a program's next turn behind its tool call). They lie before it in the trace.
             One that was refused has ended, too.
@@ -40,7 +41,7 @@ class Arrival(NamedTuple):
     priority: int = 0
     after: tuple[int, ...] = ()
     delay: float = 0.0
-    reply: Sequence[int] = ()
+    reply: Sequence[int] | Callable[[], Sequence[int]] = ()
     program: ProgramRef | None = None
 
 
@@ -55,6 +56,8 @@ class SimReport:
     stats: SchedulerStats
     seconds: float
     """Virtual time of the last event."""
+    cached: tuple[int, ...]
+    """Prompt tokens that each of ``requests`` found in the prefix cache."""
     num_extrapolated: int
     """Steps whose time lies outside the cost tables."""
 
@@ -83,7 +86,9 @@ class _Simulation:
         self._loop = Loop(self._scheduler, self._executor, self._take)
         self._alive: dict[str, Request] = {}
         self._token_times: dict[str, array[float]] = {}
+        self._replies: dict[str, Sequence[int]] = {}
         self._times: dict[int, RequestTimes] = {}
+        self._cached: dict[int, int] = {}
         self._refused: dict[str, str] = {}
         self._missing = [len(set(arrival.after)) for arrival in arrivals]
         self._followers: dict[int, list[int]] = {}
@@ -103,6 +108,7 @@ class _Simulation:
         self._scheduler.check_integrity()
         return SimReport(
             requests=tuple(self._times[index] for index in sorted(self._times)),
+            cached=tuple(self._cached[index] for index in sorted(self._times)),
             refused=self._refused,
             stats=self._scheduler.stats(),
             seconds=self._executor.now(),
@@ -110,8 +116,10 @@ class _Simulation:
         )
 
     def _arrive(self, index: int) -> None:
-        request = _request(index, self._arrivals[index], self._executor.now())
+        arrival = self._arrivals[index]
+        request = _request(index, arrival, self._executor.now())
         self._alive[request.request_id] = request
+        self._replies[request.request_id] = arrival.reply() if callable(arrival.reply) else arrival.reply
         self._token_times[request.request_id] = array("d")
         self._loop.add(request).add_done_callback(partial(self._note_refusal, request.request_id))
 
@@ -126,7 +134,7 @@ class _Simulation:
     def _token(self, spec: SampleSpec) -> int:
         """The trace's own answer; a request's seed is its place in the trace."""
         position = len(spec.token_ids) - spec.num_prompt_tokens
-        reply = self._arrivals[spec.seed].reply
+        reply = self._replies[str(spec.seed)]
         return reply[position] if position < len(reply) else pseudo_token(spec)
 
     def _take(self, deltas: list[Delta]) -> None:
@@ -145,11 +153,12 @@ class _Simulation:
             first_scheduled=request.first_scheduled_time,
             token_times=self._token_times[request_id],
         )
+        self._cached[int(request_id)] = request.num_cached_tokens
         self._release(request_id)
 
     def _release(self, request_id: str) -> None:
         """Those who waited for this one alone arrive after their gap."""
-        del self._alive[request_id], self._token_times[request_id]
+        del self._alive[request_id], self._replies[request_id], self._token_times[request_id]
         for follower in self._followers.pop(int(request_id), ()):
             self._missing[follower] -= 1
             if not self._missing[follower]:
