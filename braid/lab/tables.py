@@ -73,7 +73,8 @@ def length_rows(description: Description) -> Rows | None:
         *(f"p{q * 100:g}" for q in SHOWN),
         "max",
         "Zipf s",
-        "KS 1 / 2 log-normals",
+        "KS 1",
+        "KS 2",
     )
     return Rows(columns, [(name, *_law(law)) for name, law in laws])
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
-import polars as pl
 
-from braid.lab.describe.arrays import column
+from braid.lab.describe.arrays import counted, tokens
 from braid.lab.describe.burst import Burstiness, burstiness
 from braid.lab.describe.failures import Failures, failures
 from braid.lab.describe.lengths import LengthLaw, length_law
@@ -18,7 +18,7 @@ from braid.lab.describe.programs import Gaps, Growth, Sharing, Turns, gaps, grow
 from braid.lab.describe.rates import Calendar, LoadSeries, calendar, load_series
 from braid.lab.describe.relation import Relation, relation
 from braid.lab.progress import NoProgress, Progress
-from braid.lab.table import Finding, Trace, TraceInfo
+from braid.lab.table import STATUSES, Finding, Trace, TraceInfo
 
 DESCRIPTION_VERSION = 1
 CALENDAR_S = 2 * 86400.0
@@ -63,7 +63,7 @@ class Description:
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dump(..., allow_nan=False)``: NaN and infinity become null."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        plain: dict[str, Any] = _plain(msgspec.to_builtins(self))
         return plain
 
 
@@ -77,20 +77,21 @@ def describe(trace: Trace, progress: Progress | None = None, seed: int = 0) -> D
         told.update(STEPS[number] if number < len(STEPS) else "described", number, len(STEPS))
 
     step(0)
-    series = load_series(*table.timed()) if table.has_times else None
+    series = load_series(*table.rows.timed) if table.has_times else None
     step(1)
     arrivals = burstiness(table.t_s, trace.info.t_quantum_s) if table.has_times else None
     step(2)
+    split = [table.rows.take(np.flatnonzero(table.codes == code)) for code in range(len(table.panels))]
     failed = failures(
-        table.t_s if table.has_times and table.t_s.size == table.failed.size else None,
-        table.failed,
-        table.known,
+        table.t_s if table.has_times and table.t_s.size == trace.num_requests else None,
+        table.rows.failed,
+        table.rows.known,
         table.statuses,
-        [table.codes == code for code in range(len(table.panels))],
+        [(part.failed, part.known) for part in split or [table.rows]],
     )
     step(3)
-    whole = _panel(_whole(trace), table, np.ones(trace.num_requests, bool), rng)
-    parts = tuple(_panel(part, table, table.codes == code, rng) for code, part in enumerate(table.panels))
+    whole = _panel(_whole(trace), table, table.rows, rng)
+    parts = tuple(_panel(panel, table, rows, rng) for panel, rows in zip(table.panels, split, strict=True))
     step(5)
     frame = trace.frame
     program_parts = turns(frame), gaps(frame), growth(frame)
@@ -108,7 +109,7 @@ def describe(trace: Trace, progress: Progress | None = None, seed: int = 0) -> D
         burstiness=arrivals,
         failures=failed,
         whole=whole,
-        panels=parts if len(parts) > 1 else (),
+        panels=parts,
         turns=program_parts[0],
         gaps=program_parts[1],
         growth=program_parts[2],
@@ -117,15 +118,33 @@ def describe(trace: Trace, progress: Progress | None = None, seed: int = 0) -> D
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Table:
-    """The columns that are used more than once. Rows with a time come first and ascend."""
+class _Rows(NamedTuple):
+    """Columns that are used more than once. Those with a time come first and ascend; 0 tokens stand for unknown."""
 
     t_s: np.ndarray
     in_tok: np.ndarray
     out_tok: np.ndarray
     failed: np.ndarray
     known: np.ndarray
+
+    def take(self, rows: np.ndarray) -> _Rows:
+        timed = rows[: np.searchsorted(rows, self.t_s.size)]
+        return _Rows(self.t_s[timed], *(values[rows] for values in self[1:]))
+
+    @property
+    def timed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.t_s, self.in_tok[: self.t_s.size], self.out_tok[: self.t_s.size]
+
+    def answered(self) -> tuple[np.ndarray, np.ndarray]:
+        """Prompt and output tokens, 0 where the request failed."""
+        return np.where(self.failed, 0, self.in_tok), np.where(self.failed, 0, self.out_tok)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Table:
+    """All rows, and the panel of each; no panels where there is only one."""
+
+    rows: _Rows
     statuses: dict[str, int]
     panels: tuple[Panel, ...]
     codes: np.ndarray
@@ -134,40 +153,45 @@ class _Table:
     def of(cls, trace: Trace) -> _Table:
         frame = trace.frame
         found, codes = panels(frame)
-        status = frame["status"].cast(pl.String).fill_null("unknown")
-        return cls(
+        status = frame["status"].fill_null("unknown").to_physical().to_numpy()
+        counts = np.bincount(status, minlength=len(STATUSES)).tolist()
+        rows = _Rows(
             t_s=frame["t_s"].drop_nulls().to_numpy(),
-            in_tok=column(frame, "in_tok"),
-            out_tok=column(frame, "out_tok"),
-            failed=(status == "failed").to_numpy(),
-            known=(status != "unknown").to_numpy(),
-            statuses=dict(status.value_counts(sort=True).iter_rows()),
-            panels=found,
+            in_tok=tokens(frame, "in_tok"),
+            out_tok=tokens(frame, "out_tok"),
+            failed=status == STATUSES.index("failed"),
+            known=status != STATUSES.index("unknown"),
+        )
+        return cls(
+            rows=rows,
+            statuses={
+                name: num for num, name in sorted(zip(counts, STATUSES, strict=True), reverse=True) if num
+            },
+            panels=found if len(found) > 1 else (),
             codes=codes,
         )
+
+    @property
+    def t_s(self) -> np.ndarray:
+        return self.rows.t_s
 
     @property
     def has_times(self) -> bool:
         return self.t_s.size > 2 and bool(self.t_s[-1] > self.t_s[0])
 
-    def timed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.t_s, self.in_tok[: self.t_s.size], self.out_tok[: self.t_s.size]
 
-
-def _panel(panel: Panel, table: _Table, mask: np.ndarray, rng: np.random.Generator) -> PanelDescription:
-    answered = mask & ~table.failed
-    inputs, outputs = table.in_tok[answered], table.out_tok[answered]
+def _panel(panel: Panel, table: _Table, rows: _Rows, rng: np.random.Generator) -> PanelDescription:
     by_clock = None
     if table.has_times and table.t_s[-1] - table.t_s[0] >= CALENDAR_S:
-        inside = mask[: table.t_s.size]
         begin = np.floor(table.t_s[0] / 86400) * 86400
-        times, ins, outs = (values[inside] for values in table.timed())
+        times, ins, outs = rows.timed
         by_clock = calendar(times - begin, ins, outs, float(table.t_s[-1] - begin))
+    inputs, outputs = rows.answered()
     return PanelDescription(
         panel=panel,
         calendar=by_clock,
-        input=length_law(inputs, rng),
-        output=length_law(outputs, rng),
+        input=length_law(counted(inputs), rng),
+        output=length_law(counted(outputs), rng),
         relation=relation(inputs, outputs),
     )
 
@@ -185,8 +209,8 @@ def _skipped(
     reasons = {
         "arrivals": None if table.has_times else "the trace has no arrival times",
         "calendar": None if span_s >= CALENDAR_S else "the trace is shorter than two days",
-        "failures": None if table.failed.any() else "the trace holds no failed request",
-        "input lengths": None if (table.in_tok >= 1).any() else "the trace has no prompt lengths",
+        "failures": None if table.rows.failed.any() else "the trace holds no failed request",
+        "input lengths": None if (table.rows.in_tok >= 1).any() else "the trace has no prompt lengths",
         "turns": None if parts[0] else "the trace names no programs",
         "gaps": None if parts[1] else "the trace has no gaps between turns",
         "growth": None if parts[2] else "no program has two turns with known prompt lengths",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from braid.lab.describe.arrays import Floats, floats, ints, rounded
-from braid.lab.describe.relation import mean_ranks
+from braid.lab.describe.relation import spearman
 
 WINDOW_S = 1200.0
 CLASSES = 10
@@ -49,7 +49,7 @@ def failures(
     failed: np.ndarray,
     known: np.ndarray,
     statuses: dict[str, int],
-    panels: list[np.ndarray],
+    panels: list[tuple[np.ndarray, np.ndarray]],
 ) -> Failures:
     """Describe failures.
 
@@ -57,7 +57,7 @@ def failures(
         t_s: ascending arrivals; None where the trace has no times, and then nothing is said of load.
         failed, known: per row, whether it failed and whether its status is known.
         statuses: rows by status.
-        panels: rows of each panel, as masks.
+        panels: ``failed`` and ``known`` of each panel.
     """
     share = _share(failed, known)
     windows = _Windows.of(t_s, failed) if t_s is not None and t_s.size and failed.any() else _Windows.none()
@@ -71,7 +71,7 @@ def failures(
     return Failures(
         statuses=statuses,
         share=share,
-        panel_share=tuple(_share(failed[mask], known[mask]) for mask in panels),
+        panel_share=tuple(_share(*panel) for panel in panels),
         window_s=WINDOW_S,
         load=floats(windows.num[part].mean() / WINDOW_S for part in classes),
         num=ints(num),
@@ -104,13 +104,17 @@ class _Windows:
 
     @classmethod
     def of(cls, t_s: np.ndarray, failed: np.ndarray) -> _Windows:
-        index = ((t_s - t_s[0]) // WINDOW_S).astype(np.int64)
-        num, bad = np.bincount(index), np.bincount(index, failed)
-        return cls(num[num > 0], bad[num > 0].astype(np.int64))
+        starts = t_s[0] + WINDOW_S * np.arange(int((t_s[-1] - t_s[0]) // WINDOW_S) + 1)
+        num, bad = (_per_window(times, starts) for times in (t_s, t_s[failed]))
+        return cls(num[num > 0], bad[num > 0])
 
     @classmethod
     def none(cls) -> _Windows:
         return cls(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def _per_window(t_s: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    return np.diff(np.append(np.searchsorted(t_s, starts), t_s.size))
 
 
 def _classes(windows: _Windows) -> list[np.ndarray]:
@@ -119,11 +123,11 @@ def _classes(windows: _Windows) -> list[np.ndarray]:
 
 
 def _share(failed: np.ndarray, known: np.ndarray) -> float | None:
-    return rounded(failed[known].mean()) if known.any() else None
+    num = np.count_nonzero(known)
+    return rounded(np.count_nonzero(failed & known) / num) if num else None
 
 
 def _spearman(load: np.ndarray, share: np.ndarray) -> float | None:
-    if load.size < CLASSES or load.std() == 0 or share.std() == 0:
+    if load.size < CLASSES:
         return None
-    ranks = mean_ranks(load), mean_ranks(np.unique(share, return_inverse=True)[1])
-    return rounded(float(np.corrcoef(*ranks)[0, 1]))
+    return spearman(load, np.unique(share, return_inverse=True)[1])

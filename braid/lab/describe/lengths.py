@@ -11,7 +11,16 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import zeta
 
-from braid.lab.describe.arrays import QUANTILES, Floats, floats, integer_edges, ints, rounded
+from braid.lab.describe.arrays import (
+    QUANTILES,
+    Counts,
+    Floats,
+    floats,
+    integer_edges,
+    ints,
+    quantiles,
+    rounded,
+)
 from braid.lab.describe.mixture import Mixture, fit_mixture, mixture_cdf
 
 HISTOGRAM_BINS = 60
@@ -76,19 +85,9 @@ class LengthLaw:
     survival: tuple[Floats, ...]
 
 
-def counted(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct lengths from 1 in order, and how often each occurs."""
-    whole = lengths[lengths >= 1].astype(np.int64)
-    if not whole.size or whole.max() > 50_000_000:
-        return np.unique(whole, return_counts=True)
-    counts = np.bincount(whole)
-    values = np.flatnonzero(counts)
-    return values, counts[values]
-
-
-def length_law(lengths: np.ndarray, rng: np.random.Generator) -> LengthLaw | None:
-    """Fit every law to ``lengths`` (NaN and below 1 left out). None below ten rows or two distinct lengths."""
-    values, counts = counted(lengths)
+def length_law(seen: Counts, rng: np.random.Generator) -> LengthLaw | None:
+    """Fit every law to lengths from 1. None below ten rows or two distinct lengths."""
+    values, counts = seen
     if values.size < 2 or counts.sum() < 10:
         return None
     num = int(counts.sum())
@@ -101,7 +100,7 @@ def length_law(lengths: np.ndarray, rng: np.random.Generator) -> LengthLaw | Non
         mean=mean,
         sd=float(np.sqrt(((values - mean) ** 2 @ counts) / num)),
         max=int(values[-1]),
-        quantiles=floats(weighted_quantiles(values, counts, QUANTILES)),
+        quantiles=floats(quantiles(seen, QUANTILES)),
         common=tuple(floats((values[at], counts[at] / num)) for at in order),
         zeta=_zeta(values, counts, rng),
         tail=_tail(values, counts, rng),
@@ -114,15 +113,6 @@ def length_law(lengths: np.ndarray, rng: np.random.Generator) -> LengthLaw | Non
         histogram=ints(np.histogram(values, edges, weights=counts)[0]),
         survival=_survival(values, counts),
     )
-
-
-def weighted_quantiles(values: np.ndarray, counts: np.ndarray, at: tuple[float, ...]) -> np.ndarray:
-    """Linear between the closest ranks (type 7) of ``values`` each repeated ``counts`` times."""
-    ends = np.cumsum(counts)
-    ranks = (ends[-1] - 1) * np.asarray(at)
-    low, high = np.floor(ranks), np.ceil(ranks)
-    lower, upper = (values[np.searchsorted(ends, rank, side="right")] for rank in (low, high))
-    return np.asarray(lower + (upper - lower) * (ranks - low))
 
 
 def zeta_exponent(values: np.ndarray, counts: np.ndarray, first: int = 1) -> tuple[float, float]:
@@ -182,9 +172,7 @@ def _tail(values: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Z
     if counts.sum() < 2 * MIN_TAIL:
         return None
     highest = min(0.99, 1 - MIN_TAIL / counts.sum())
-    starts = np.unique(
-        weighted_quantiles(values, counts, tuple(np.linspace(0, highest, TAIL_STARTS))).astype(int)
-    )
+    starts = np.unique(quantiles(Counts(values, counts), np.linspace(0, highest, TAIL_STARTS)).astype(int))
     fits = []
     for start in starts[starts < values[-1]]:
         inside, seen = values[values >= start], counts[values >= start]
@@ -195,8 +183,9 @@ def _tail(values: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Z
 
 def _zeta_cdf(exponent: float, first: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``P(X <= value)`` and ``P(X <= value - 1)``."""
-    law, before = (1 - zeta(exponent, values + step) / zeta(exponent, first) for step in (1.0, 0.0))
-    return law, before
+    total = zeta(exponent, first)
+    before = 1 - zeta(exponent, values.astype(np.float64)) / total
+    return before + values.astype(np.float64) ** -exponent / total, before
 
 
 def _survival(values: np.ndarray, counts: np.ndarray) -> tuple[Floats, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,31 +24,46 @@ class Panel:
 
 def panels(frame: pl.DataFrame, most: int = MOST_PANELS) -> tuple[tuple[Panel, ...], np.ndarray]:
     """The largest panels, and each row's: ``(panels, codes)``; codes of shape ``(rows,)``, -1 for those left out."""
-    keys = ["model", "kind"]
-    sizes = frame.group_by(keys).len("num").sort("num", "model", "kind", descending=[True, False, False])
-    found = tuple(
-        Panel(
-            name=_name(row["model"], row["kind"]),
-            model=row["model"],
-            kind=row["kind"],
-            num_requests=row["num"],
-            share=row["num"] / frame.height,
-        )
-        for row in sizes.head(most).iter_rows(named=True)
-    )
-    if sizes.height == 1:
-        return found, np.zeros(frame.height, dtype=np.int8)
-    codes = np.full(frame.height, -1, dtype=np.int8)
-    for code, panel in enumerate(found):
-        codes[frame.select(_is(keys, (panel.model, panel.kind)).alias("in"))["in"].to_numpy()] = code
-    return found, codes
-
-
-def _is(keys: list[str], values: tuple[str | None, str | None]) -> pl.Expr:
-    matches = [
-        pl.col(key).cast(pl.String).eq_missing(pl.lit(value)) for key, value in zip(keys, values, strict=True)
+    model, kind = _Words.of(frame["model"]), _Words.of(frame["kind"])
+    pairs = model.codes * len(kind.words) + kind.codes if len(kind.words) > 1 else model.codes
+    counts = np.bincount(pairs, minlength=len(model.words) * len(kind.words))
+    sizes = [
+        (int(count), model.words[pair // len(kind.words)], kind.words[pair % len(kind.words)], pair)
+        for pair, count in enumerate(counts)
+        if count
     ]
-    return matches[0] & matches[1]
+    sizes.sort(key=lambda size: (-size[0], *((word is not None, word or "") for word in size[1:3])))
+    found = tuple(
+        Panel(name=_name(model, kind), model=model, kind=kind, num_requests=num, share=num / frame.height)
+        for num, model, kind, _ in sizes[:most]
+    )
+    code_of = np.full(counts.size, -1, np.int8)
+    for code, (*_, pair) in enumerate(sizes[:most]):
+        code_of[pair] = code
+    return found, code_of[pairs]
+
+
+class _Words(NamedTuple):
+    """A column of few words: its distinct words, and per row the word's place among them."""
+
+    words: list[str | None]
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, column: pl.Series) -> _Words:
+        if column.null_count() == column.len():
+            return cls([None], np.zeros(column.len(), np.int64))
+        if isinstance(column.dtype, pl.Enum):
+            words: list[str | None] = list(column.dtype.categories)
+            codes = column.to_physical()
+        else:
+            found = column.unique(maintain_order=True)
+            words, codes = (
+                found.drop_nulls().to_list(),
+                column.cast(pl.Enum(found.drop_nulls())).to_physical(),
+            )
+        places = codes.fill_null(len(words)).to_numpy().astype(np.int64)
+        return cls([*words, None], places)
 
 
 def _name(model: str | None, kind: str | None) -> str:

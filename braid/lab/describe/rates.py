@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from braid.lab.describe.arrays import Floats, box, bucket_sums, floats, rounded
+from braid.lab.describe.arrays import Floats, box, floats, rounded, sums_between
 
 HOUR_S = 3600
 DAY_H = 24
@@ -58,21 +58,22 @@ def load_series(t_s: np.ndarray, in_tok: np.ndarray, out_tok: np.ndarray) -> Loa
     """Load through time, in the finest of ``STEPS_S`` that needs at most ``MOST_POINTS`` points. ``t_s`` ascends."""
     begin, span = t_s[0], max(t_s[-1] - t_s[0], 1e-9)
     step = next((step for step in STEPS_S if span / step <= MOST_POINTS), STEPS_S[-1])
-    index = ((t_s - begin) // step).astype(np.int64)
-    num = int(index[-1]) + 1
+    num = int(span // step) + 1
+    bounds = _bounds(t_s, begin + step * np.arange(num))
     lengths = np.full(num, float(step))
     lengths[-1] = max(span - step * (num - 1), step / 2)
-    sums = [np.bincount(index, minlength=num), *bucket_sums(index, num, (in_tok, out_tok))]
+    sums = [np.diff(bounds), sums_between(in_tok, bounds), sums_between(out_tok, bounds)]
     requests, inputs, outputs = (floats(total / lengths, 5) for total in sums)
     return LoadSeries(step_s=step, requests=requests, in_tok=inputs, out_tok=outputs)
 
 
 def calendar(t_s: np.ndarray, in_tok: np.ndarray, out_tok: np.ndarray, last_s: float) -> Calendar:
-    """Load by hour of the day and day of the week, from time 0 to ``last_s``, where the whole trace ends."""
+    """Load by hour of the day and day of the week, from time 0 to ``last_s``, where the whole trace ends. ``t_s``
+    ascends."""
     hours = int(last_s // HOUR_S) + 1
-    index = (t_s // HOUR_S).astype(np.int64)
-    requests = np.bincount(index, minlength=hours)
-    inputs, outputs = bucket_sums(index, hours, (in_tok, out_tok))
+    bounds = _bounds(t_s, HOUR_S * np.arange(hours))
+    requests = np.diff(bounds)
+    inputs, outputs = sums_between(in_tok, bounds), sums_between(out_tok, bounds)
     whole = max(hours - 1, 1)  # the last hour is partial
     days = -(-hours // DAY_H)
     per_day = np.pad(requests, (0, days * DAY_H - hours)).reshape(days, DAY_H).sum(1)
@@ -111,6 +112,11 @@ def echo(values: np.ndarray, lag: int) -> float | None:
     if early.std() == 0 or late.std() == 0:
         return None
     return rounded(float(np.corrcoef(early, late)[0, 1]), 4)
+
+
+def _bounds(t_s: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Rows before each start, and all rows."""
+    return np.append(np.searchsorted(t_s, starts), t_s.size)
 
 
 def _boxes(values: np.ndarray, period: int) -> tuple[Floats, ...]:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
-from braid.lab.describe.arrays import Floats, floats, integer_edges, ints, rounded
+from braid.lab.describe.arrays import (
+    MOST_COUNTED,
+    Counts,
+    Floats,
+    floats,
+    integer_edges,
+    ints,
+    quantiles,
+    rounded,
+    whole_numbers,
+)
 
 BINS = 24
 GRID = 48
@@ -46,72 +57,104 @@ class Relation:
 def relation(in_tok: np.ndarray, out_tok: np.ndarray) -> Relation | None:
     """Describe ``out_tok`` given ``in_tok``; rows where either is NaN or below 1 are left out. None below 100 rows or
     with a single input length."""
-    both = (in_tok >= 1) & (out_tok >= 1)
-    inputs, outputs = in_tok[both].astype(np.int64), out_tok[both].astype(np.int64)
-    if inputs.size < 100 or inputs.min() == inputs.max():
+    both = np.flatnonzero((in_tok >= 1) & (out_tok >= 1))
+    inputs, outputs = (_Codes.of(whole_numbers(values[both])) for values in (in_tok, out_tok))
+    if inputs.codes.size < 100 or inputs.values.size < 2:
         return None
-    edges = integer_edges(int(inputs.min()), int(inputs.max()), BINS)
-    # Sorted by input once: every bin is then a slice.
-    order = np.argsort(inputs, kind="stable")
-    ordered_in, ordered_out = inputs[order], outputs[order]
-    bounds = np.searchsorted(ordered_in, edges)
-    quartiles = np.quantile(ordered_in, (0.25, 0.5, 0.75))
-    quarters = np.concatenate(([0], np.searchsorted(ordered_in, quartiles, side="left"), [inputs.size]))
-    grid_in, grid_out, grid = _grid(inputs, outputs)
+    edges = _edges(inputs, BINS)
+    quartiles = quantiles(inputs.counted, (0.25, 0.5, 0.75))
+    grid_in, grid_out = _edges(inputs, GRID), _edges(outputs, GRID)
+    # All bins of the input are cut out of one table: cells of the input that no bin's edge divides, by output.
+    bounds = [np.searchsorted(inputs.values, cuts) for cuts in (edges, quartiles, grid_in)]
+    quarters = np.concatenate(([0], bounds[1], [inputs.values.size]))
+    starts = np.unique(np.concatenate((bounds[0], quarters, bounds[2])))[:-1]
+    table = _table(inputs, outputs, starts)
+    bins, quarter, cells = (
+        _between(table, np.searchsorted(starts, cuts)) for cuts in (bounds[0], quarters, bounds[2])
+    )
+    grid = _between(cells.T, np.searchsorted(outputs.values, grid_out)).T
     return Relation(
-        num_rows=inputs.size,
-        spearman=spearman(inputs, outputs),
+        num_rows=inputs.codes.size,
+        spearman=_correlation(inputs, outputs),
         edges=floats(edges, 10),
-        num=ints(np.diff(bounds)),
-        mean=floats(_means(ordered_out, bounds)),
-        band=_bands(ordered_out, bounds),
+        num=ints(bins.sum(1)),
+        mean=floats(_mean(outputs.values, row) for row in bins),
+        band=_bands(outputs.values, bins),
         quartile_edges=floats(quartiles),
-        quartile_band=_bands(ordered_out, quarters),
-        grid_in=grid_in,
-        grid_out=grid_out,
-        grid=grid,
+        quartile_band=_bands(outputs.values, quarter),
+        grid_in=floats(grid_in, 10),
+        grid_out=floats(grid_out, 10),
+        grid=tuple(ints(row) for row in grid),
     )
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Rank correlation with mean ranks for ties; None where one of them never changes."""
-    ranks = [mean_ranks(values) for values in (first, second)]
-    if any(rank.std() == 0 for rank in ranks):
+    """Rank correlation of whole numbers from 0, with mean ranks for ties; None where one of them never changes."""
+    return _correlation(_Codes.of(first), _Codes.of(second))
+
+
+class _Codes(NamedTuple):
+    """Whole numbers as places in the table of their distinct ``values``, each of which is seen ``counts`` times."""
+
+    values: np.ndarray
+    counts: np.ndarray
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, numbers: np.ndarray) -> _Codes:
+        if numbers.max(initial=0) > MOST_COUNTED:
+            values, codes, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+            return cls(values, counts, codes)
+        counts = np.bincount(numbers)
+        values = np.flatnonzero(counts)
+        places = np.zeros(counts.size, np.int64)
+        places[values] = np.arange(values.size)
+        return cls(values, counts[values], places[numbers])
+
+    @property
+    def counted(self) -> Counts:
+        return Counts(self.values, self.counts)
+
+    def ranks(self) -> np.ndarray:
+        """Mean ranks of the distinct values, around their mean."""
+        ends = np.cumsum(self.counts)
+        return np.asarray(ends - (self.counts - 1) / 2 - (ends[-1] + 1) / 2)
+
+
+def _correlation(first: _Codes, second: _Codes) -> float | None:
+    if min(first.values.size, second.values.size) < 2:
         return None
-    return rounded(float(np.corrcoef(ranks[0], ranks[1])[0, 1]))
+    one, other = first.ranks(), second.ranks()
+    spread = np.sqrt((one**2 @ first.counts) * (other**2 @ second.counts))
+    return rounded(float(one[first.codes] @ other[second.codes] / spread))
 
 
-def mean_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties at their mean. Whole numbers are counted, not sorted."""
-    counts = np.bincount(values) if values.max() < 50_000_000 else None
-    if counts is None:
-        _, values, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[values])
+def _edges(numbers: _Codes, num: int) -> np.ndarray:
+    return integer_edges(int(numbers.values[0]), int(numbers.values[-1]), num)
 
 
-def _bands(ordered: np.ndarray, bounds: np.ndarray) -> tuple[Floats, ...]:
+def _table(inputs: _Codes, outputs: _Codes, starts: np.ndarray) -> np.ndarray:
+    """Rows by cell of the input and by output; cells begin at ``starts``, places of input values. Shape
+    ``(cells, outputs)``."""
+    shape = (starts.size, outputs.values.size)
+    cell = np.searchsorted(starts, np.arange(inputs.values.size), side="right") - 1
+    place = (cell * shape[1])[inputs.codes]
+    place += outputs.codes
+    return np.bincount(place, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def _between(table: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Sums of the table's rows over the ranges between neighbours of ``bounds``."""
+    return np.stack([table[low:high].sum(0) for low, high in pairwise(bounds)])
+
+
+def _bands(values: np.ndarray, rows: np.ndarray) -> tuple[Floats, ...]:
     empty: Floats = (None,) * len(BAND)
-    slices = [ordered[low:high] for low, high in pairwise(bounds)]
-    return tuple(floats(np.quantile(part, BAND)) if part.size >= MIN_ROWS else empty for part in slices)
+    return tuple(
+        floats(quantiles(Counts(values, row), BAND)) if row.sum() >= MIN_ROWS else empty for row in rows
+    )
 
 
-def _means(ordered: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    slices = [ordered[low:high] for low, high in pairwise(bounds)]
-    return np.array([part.mean() if part.size >= MIN_ROWS else np.nan for part in slices])
-
-
-def _grid(inputs: np.ndarray, outputs: np.ndarray) -> tuple[Floats, Floats, tuple[tuple[int, ...], ...]]:
-    edges = [integer_edges(int(values.min()), int(values.max()), GRID) for values in (inputs, outputs)]
-    cells = [_cells(edge, values) for edge, values in zip(edges, (inputs, outputs), strict=True)]
-    shape = (edges[0].size - 1, edges[1].size - 1)
-    counts = np.bincount(cells[0] * shape[1] + cells[1], minlength=shape[0] * shape[1]).reshape(shape)
-    return floats(edges[0], 10), floats(edges[1], 10), tuple(ints(row) for row in counts)
-
-
-def _cells(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The bin of each value; where values are small, looked up in a table of all, which is faster than a search."""
-    top = int(values.max())
-    if top > values.size:
-        return np.searchsorted(edges, values) - 1
-    return np.asarray((np.searchsorted(edges, np.arange(top + 1)) - 1)[values])
+def _mean(values: np.ndarray, counts: np.ndarray) -> float:
+    num = counts.sum()
+    return float(values @ counts / num) if num >= MIN_ROWS else float("nan")
