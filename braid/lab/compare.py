@@ -18,10 +18,12 @@ import polars as pl
 from braid.lab.distance import Floats, conditional_ks, ks_interval, usable_windows
 from braid.lab.fit.observed import Observed, Spans
 from braid.lab.fit.programs import turn_counts, turn_gaps
+from braid.lab.fit.reuse import hit_rate
 from braid.lab.split import inside
 from braid.lab.table import Trace
 
 KS_SLACK = 0.03
+HIT_SLACK = 0.02
 BAND_SLACK = 0.05
 IDC_SLACK = 0.25
 MIN_ROWS = 20
@@ -107,7 +109,9 @@ def compare(
         row = _ks_row(name, sample, frames, rng)
         if row is not None:
             rows.append(row)
-    return rows + _band_rows(frames) + _arrival_rows(real, synthetic, train, idc_slack, rng)
+    return (
+        rows + _band_rows(frames) + _hit_rows(frames) + _arrival_rows(real, synthetic, train, idc_slack, rng)
+    )
 
 
 def _ks_row(
@@ -145,6 +149,17 @@ def _band_rows(frames: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame | None]) -
     floor = None if known is None else conditional_ks(held, known).mean
     bound = (floor or 0.0) + BAND_SLACK
     return [Row("KS output given input", found, found, found, floor, bound, found <= bound, True)]
+
+
+def _hit_rows(frames: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame | None]) -> list[Row]:
+    """How far apart the shares of prompts lie that a cache without limit would hold."""
+    held, made, known = (hit_rate(frame) if frame is not None else None for frame in frames)
+    if held is None:
+        return []
+    found = abs((made or 0.0) - held)
+    floor = abs(known - held) if known is not None else None
+    bound = (floor or 0.0) + HIT_SLACK
+    return [Row("prefix hit rate apart", found, found, found, floor, bound, found <= bound, True)]
 
 
 def _pair(frame: pl.DataFrame) -> tuple[Floats, Floats]:

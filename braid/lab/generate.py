@@ -6,7 +6,7 @@ never touched. The same seed gives the same requests whatever becomes of them; c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,14 +15,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from braid.lab.blocks import BlockWriter
 from braid.lab.distance import Floats
 from braid.lab.fit.arrivals import ArrivalModel
-from braid.lab.fit.lengths import Sampler
 from braid.lab.fit.outcomes import failure_shares, loads
 from braid.lab.fit.processes import Constant, arrivals
-from braid.lab.fit.profile import Lengths, Profile, ProfileError, Stream
-from braid.lab.fit.programs import Course
+from braid.lab.fit.profile import Profile, ProfileError, Stream, mixes
 from braid.lab.progress import NoProgress, Progress
+from braid.lab.rollout import NOTHING, Rows, Writer, joined, taken
 from braid.lab.table import SCHEMA, Trace, TraceInfo, conform, save_stream
 
 CHUNK_REQUESTS = 250_000
@@ -40,6 +40,7 @@ class Plan:
         rate: requests per second in the long run; None for the profile's own.
         arrivals: the profile's chosen model, or one of its baselines.
         keep_failures: False generates every request as answered.
+        blocks: give requests block ids where the profile has a law of reuse; some 50,000 requests per second then.
     """
 
     seed: int = 0
@@ -48,6 +49,7 @@ class Plan:
     rate: float | None = None
     arrivals: ArrivalsFrom = "chosen"
     keep_failures: bool = True
+    blocks: bool = True
 
 
 class Scaling(NamedTuple):
@@ -89,138 +91,6 @@ class _Starts:
         return times if self._keep >= 1 else times[self._rng.random(times.size) < self._keep]
 
 
-class _Rows(NamedTuple):
-    """Columns of generated requests, equally long; ``program`` counts starts, ``group`` indexes the mix."""
-
-    t_s: Floats
-    program: NDArray[np.int64]
-    turn: NDArray[np.int64]
-    group: NDArray[np.int64]
-    in_tok: Floats
-    out_tok: Floats
-    gap_s: Floats
-    e2e_s: Floats
-
-
-class _Group:
-    """Lengths of one model and kind; nan where the profile does not know them."""
-
-    def __init__(self, lengths: Lengths) -> None:
-        self._input = Sampler(lengths.input) if lengths.input else None
-        self._output = Sampler(lengths.output) if lengths.output else None
-        self._conditional = lengths.output is not None and bool(lengths.output.edges)
-        self.least = lengths.input.quantiles[0][0] if lengths.input else 0.0
-
-    def first(self, num: int, rng: np.random.Generator) -> Floats:
-        return np.rint(self._input.draw(None, num, rng)) if self._input else np.full(num, np.nan)
-
-    def outputs(self, inputs: Floats, rng: np.random.Generator) -> Floats:
-        if self._output is None:
-            return np.full(inputs.size, np.nan)
-        x = inputs if self._conditional else None
-        return np.maximum(np.rint(self._output.draw(x, inputs.size, rng)), 1)
-
-
-class _Going:
-    """A course to draw from."""
-
-    def __init__(self, course: Course) -> None:
-        self.turns = Sampler(course.turns)
-        self._growth = [Sampler(each) for each in course.growth]
-        self._edges = np.array(course.growth_edges)
-        self.longest = Sampler(course.longest) if course.longest else None
-
-    def grown(self, inputs: Floats, turns: Floats, peaks: Floats, rng: np.random.Generator) -> Floats:
-        if not self._growth:
-            return inputs
-        which = np.searchsorted(self._edges, turns, "right")
-        grown = np.empty(inputs.size)
-        for i, sampler in enumerate(self._growth):
-            index = np.flatnonzero(which == i)
-            grown[index] = inputs[index] + sampler.draw(inputs[index], index.size, rng)
-        # Past its own longest prompt a program does not grow: it stays where it was.
-        return np.maximum(np.rint(np.where(grown > peaks, np.minimum(inputs, peaks), grown)), 1)
-
-
-class _Writer:
-    """Turns starts of one stream into rows."""
-
-    def __init__(self, stream: Stream, rng: np.random.Generator) -> None:
-        self._rng = rng
-        self._groups = [_Group(lengths) for lengths in stream.mix]
-        shares = np.array([lengths.share for lengths in stream.mix])
-        self._edges = np.cumsum(shares / shares.sum())[:-1]
-        laws = stream.programs
-        self._courses = [_Going(course) for course in laws.courses] if laws else []
-        self._gap = Sampler(laws.gap_s) if laws and laws.gap_s else None
-        self._e2e = Sampler(laws.e2e_s) if laws and laws.e2e_s else None
-        self._num = 0
-
-    def rows(self, starts: Floats) -> _Rows:
-        """All requests of the programs that start then, turn by turn."""
-        num, rng = starts.size, self._rng
-        group = np.searchsorted(self._edges, rng.random(num), "right")
-        inputs = self._by_group(group, lambda g, index: g.first(index.size, rng), num)
-        program = self._num + np.arange(num)
-        self._num += num
-        turns, peaks = np.ones(num), np.full(num, np.inf)
-        for i, course in enumerate(self._courses):
-            index = np.flatnonzero(group == i)
-            turns[index] = np.maximum(np.rint(course.turns.draw(None, index.size, rng)), 1)
-            if course.longest:
-                peaks[index] = np.maximum(course.longest.draw(turns[index], index.size, rng), inputs[index])
-        return self._run(starts, program, group, inputs, turns, peaks)
-
-    def _run(
-        self,
-        t: Floats,
-        program: NDArray[np.int64],
-        group: NDArray[np.int64],
-        inputs: Floats,
-        turns: Floats,
-        peaks: Floats,
-    ) -> _Rows:
-        rng, parts, turn, gap = self._rng, [], 0, np.full(t.size, np.nan)
-        while t.size:
-            outputs = self._outputs(group, inputs)
-            e2e = self._e2e.draw(outputs, t.size, rng) if self._e2e else np.full(t.size, np.nan)
-            parts.append(_Rows(t, program, np.full(t.size, turn), group, inputs, outputs, gap, e2e))
-            turn += 1
-            more = turns > turn
-            t, program, group, turns, inputs = t[more], program[more], group[more], turns[more], inputs[more]
-            peaks = peaks[more]
-            gap = self._gap.draw(None, t.size, rng) if self._gap and t.size else np.zeros(t.size)
-            t = t + np.nan_to_num(e2e[more]) + gap
-            if t.size:
-                inputs = self._grown(group, inputs, turns, peaks)
-        return _joined(parts)
-
-    def _outputs(self, group: NDArray[np.int64], inputs: Floats) -> Floats:
-        return self._by_group(group, lambda g, index: g.outputs(inputs[index], self._rng), inputs.size)
-
-    def _grown(self, group: NDArray[np.int64], inputs: Floats, turns: Floats, peaks: Floats) -> Floats:
-        """The next prompts of programs that have ``turns`` in all."""
-        grown = np.empty(inputs.size)
-        for i, course in enumerate(self._courses):
-            index = np.flatnonzero(group == i)
-            grown[index] = course.grown(inputs[index], turns[index], peaks[index], self._rng)
-        return grown
-
-    def _by_group(
-        self, group: NDArray[np.int64], draw: Callable[[_Group, NDArray[np.int64]], Floats], num: int
-    ) -> Floats:
-        if len(self._groups) == 1:
-            return np.asarray(draw(self._groups[0], np.arange(num)))
-        values = np.empty(num)
-        for i, each in enumerate(self._groups):
-            index = np.flatnonzero(group == i)
-            values[index] = draw(each, index)
-        return values
-
-
-_NOTHING = _Rows._make(np.empty(0) for _ in _Rows._fields)
-
-
 def _model(stream: Stream, which: ArrivalsFrom, rate: float | None) -> ArrivalModel:
     """The arrivals of a stream; Poisson starts at the wanted rate where the source had no times."""
     if stream.arrivals is None:
@@ -246,9 +116,14 @@ class _Source:
         self.rate = own if rate is None else rate
         self._starts = _Starts(model, scaling(self.rate, own), chunk_s, starts)
         self._rng = np.random.default_rng(draws)
-        self._writer = _Writer(stream, self._rng)
+        self._writer = Writer(stream, self._rng)
+        self._mix = mixes(stream)
         self._stream, self._keep_failures = stream, plan.keep_failures
-        self._held = _NOTHING
+        self._held = NOTHING
+        self._blocks = BlockWriter(stream.reuse, self._rng) if plan.blocks and stream.reuse else None
+        self._tells_cached = any(lengths.cached for lengths in self._mix) or any(
+            course.cached for course in (stream.programs.courses if stream.programs else ())
+        )
 
     def until(self, horizon: float, last: bool) -> pl.DataFrame:
         """Rows before ``horizon``, in order; all that are left where it is the ``last`` one."""
@@ -256,17 +131,17 @@ class _Source:
         rows = self._writer.rows(starts)
         if self._stream.programs is None:
             return self._frame(rows)
-        rows = _joined([self._held, rows])
-        rows = _taken(rows, np.argsort(rows.t_s, kind="stable"))
+        rows = joined([self._held, rows])
+        rows = taken(rows, np.argsort(rows.t_s, kind="stable"))
         stop = rows.t_s.size if last else int(np.searchsorted(rows.t_s, horizon))
-        self._held = _taken(rows, slice(stop, None))
-        return self._frame(_taken(rows, slice(0, stop)))
+        self._held = taken(rows, slice(stop, None))
+        return self._frame(taken(rows, slice(0, stop)))
 
-    def _frame(self, rows: _Rows) -> pl.DataFrame:
+    def _frame(self, rows: Rows) -> pl.DataFrame:
         failed, cancelled = self._outcomes(rows)
         out = np.where(failed, 0.0, rows.out_tok)
-        models = pl.Series([lengths.model for lengths in self._stream.mix], dtype=pl.String)
-        kinds = pl.Series([lengths.kind for lengths in self._stream.mix], dtype=SCHEMA["kind"])
+        models = pl.Series([lengths.model for lengths in self._mix], dtype=pl.String)
+        kinds = pl.Series([lengths.kind for lengths in self._mix], dtype=SCHEMA["kind"])
         status = np.where(failed, 1, np.where(cancelled, 2, 0))
         names = pl.Series(["ok", "failed", "cancelled"], dtype=SCHEMA["status"])
         columns: dict[str, pl.Series] = {
@@ -277,18 +152,22 @@ class _Source:
             "out_tok": _whole(out),
             "status": names.gather(status),
         }
+        if self._blocks is not None:
+            columns["block_ids"] = self._blocks.write(rows.t_s, rows.in_tok)
+        if self._tells_cached:
+            columns["cached_tok"] = _whole(rows.cached_tok)
         frame = pl.DataFrame(columns)
         if self._stream.programs is None:
             return frame
-        program = pl.Series("program_id", rows.program.astype(np.int64)).cast(pl.String)
         return frame.with_columns(
-            (pl.lit("p") + program).alias("program_id"),
+            _names(rows.level, rows.program).alias("program_id"),
+            _names(rows.level - 1, rows.parent).alias("parent_id"),
             pl.Series("turn", rows.turn, dtype=pl.Int32),
             pl.Series("gap_before_s", rows.gap_s).fill_nan(None),
             pl.Series("e2e_s", rows.e2e_s).fill_nan(None),
         )
 
-    def _outcomes(self, rows: _Rows) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def _outcomes(self, rows: Rows) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         outcomes, num = self._stream.outcomes, rows.t_s.size
         none = np.zeros(num, bool)
         if not self._keep_failures or not num:
@@ -301,12 +180,15 @@ class _Source:
         return failed, cancelled & ~failed
 
 
-def _taken(rows: _Rows, index: NDArray[np.int64] | slice) -> _Rows:
-    return _Rows._make(column[index] for column in rows)
-
-
-def _joined(parts: list[_Rows]) -> _Rows:
-    return _Rows._make(np.concatenate(column) for column in zip(*parts, strict=True)) if parts else _NOTHING
+def _names(level: NDArray[np.int64], program: NDArray[np.int64]) -> pl.Series:
+    """``p7`` for programs, ``s7`` for their sub-programs, ``ss7`` for those below; null above the top."""
+    number = pl.Series(program.astype(np.int64)).cast(pl.String)
+    if not level.any():
+        return "p" + number
+    heads = pl.Series(
+        [None, "p", *("s" * depth for depth in range(1, int(level.max(initial=0)) + 1))], dtype=pl.String
+    )
+    return heads.gather(level.astype(np.int64) + 1) + number
 
 
 def _whole(values: Floats) -> pl.Series:
@@ -380,7 +262,13 @@ def info(profile: Profile, plan: Plan) -> TraceInfo:
             f"Rate {plan.rate:g}/s from {profile.rate:.4g}/s: {copies} independent copies superposed, each program "
             f"kept with chance {keep:.4g}; gaps within programs untouched."
         )
+    if profile.t_quantum_s and any(stream.arrivals for stream in profile.streams):
+        notes.append(
+            f"The source's clock ticks every {profile.t_quantum_s:g} s; these arrivals lie anywhere between its ticks."
+        )
+    reuse = profile.requests.reuse if plan.blocks and profile.requests else None
     return TraceInfo(
+        block_size=reuse.block_size if reuse else None,
         source=f"generated from {profile.source}",
         format="generated",
         licence=profile.licence,

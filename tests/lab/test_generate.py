@@ -178,3 +178,34 @@ def test_scaling() -> None:
     assert scaling(5.0, 10.0) == (1, 0.5)
     assert scaling(10.0, 10.0) == (1, 1.0)
     assert scaling(25.0, 10.0) == (3, pytest.approx(25 / 30))
+
+
+def test_sub_programs_begin_inside_their_parents() -> None:
+    frame = pl.DataFrame(
+        {
+            "t_s": [100.0 * p + at for p in range(60) for at in (0, 20, 40, 10, 15)],
+            "program_id": [name for p in range(60) for name in (*(f"r{p}",) * 3, *(f"c{p}",) * 2)],
+            "parent_id": [name for p in range(60) for name in (None, None, None, f"r{p}", f"r{p}")],
+            "turn": [0, 1, 2, 0, 1] * 60,
+            "model": [*("large",) * 3, *("small",) * 2] * 60,
+            "in_tok": [1000, 1100, 1200, 50, 60] * 60,
+            "out_tok": [10] * 300,
+            "e2e_s": [5.0] * 300,
+        }
+    )
+    profile = fit_trace(Trace(conform(frame), TraceInfo()), candidates=("poisson",), laws=False)
+    assert profile.programs is not None
+    assert profile.programs.below is not None
+    assert profile.programs.below.mean == 1.0
+    assert profile.programs.requests_per_start == 5.0
+    made = generate_trace(profile, Plan(span_s=20_000.0, rate=0.1)).frame
+    assert made.height / 20_000 == pytest.approx(0.1, rel=0.2)
+    parents, children = (made.filter(pl.col("parent_id").is_null() == alone) for alone in (True, False))
+    assert parents["model"].unique().to_list() == ["large"]
+    assert children["model"].unique().to_list() == ["small"]
+    begins = children.filter(turn=0).join(
+        parents.filter(turn=0), left_on="parent_id", right_on="program_id", suffix="_parent"
+    )
+    # A child begins after its parent's first turn (5 s), as in the data, and while the parent goes on.
+    assert begins.height == children["program_id"].n_unique()
+    assert np.allclose(begins["t_s"] - begins["t_s_parent"], 5.0)

@@ -27,6 +27,9 @@ def generate(
         Literal["chosen", "poisson", "gamma"], Parameter(help="The chosen model, or a baseline.")
     ] = "chosen",
     failures: Annotated[bool, Parameter(help="Let requests fail and be cancelled as in the data.")] = True,
+    blocks: Annotated[
+        bool, Parameter(help="Write block ids where the profile knows how prefixes are shared.")
+    ] = True,
     seed: Annotated[int, Parameter(help="Same seed, same requests.")] = 0,
     json: JsonOut = None,
 ) -> None:
@@ -39,7 +42,13 @@ def generate(
     from braid.lab.generate import Plan, info, write
 
     plan = Plan(
-        seed=seed, span_s=span, num_requests=requests, rate=rate, arrivals=arrivals, keep_failures=failures
+        seed=seed,
+        span_s=span,
+        num_requests=requests,
+        rate=rate,
+        arrivals=arrivals,
+        keep_failures=failures,
+        blocks=blocks,
     )
     source = load_profile(profile)
     with ConsoleProgress() as progress:

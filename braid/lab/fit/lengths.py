@@ -69,13 +69,18 @@ class Sampler:
         self._edges = np.array(source.edges)
         self._rows = np.array([np.interp(grid, np.linspace(0, 1, len(row)), row) for row in source.quantiles])
 
-    def draw(self, x: Floats | None, num: int, rng: np.random.Generator) -> Floats:
-        """One value per ``x`` (None: ``num`` values from the first row)."""
+    def draw(self, x: Floats | None, num: int, rng: np.random.Generator, *, between: bool = True) -> Floats:
+        """One value per ``x`` (None: ``num`` values from the first row).
+
+        ``between`` quantiles values are drawn evenly; without it one of the two, for counts and the like.
+        """
         width = self._rows.shape[1]
         at = rng.random(num) * (width - 1)
         low = at.astype(np.int64)
         start = low if x is None else np.searchsorted(self._edges, x, "right") * width + low
         flat = self._rows.ravel()
+        if not between:
+            return np.asarray(flat[start + np.rint(at - low).astype(np.int64)])
         below = flat[start]
         part: Floats = below + (at - low) * (flat[np.minimum(start + 1, flat.size - 1)] - below)
         return part

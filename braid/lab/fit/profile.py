@@ -13,6 +13,7 @@ from braid.lab.fit.arrivals import FittedArrivals
 from braid.lab.fit.lengths import LengthLaw, Table
 from braid.lab.fit.outcomes import Outcomes
 from braid.lab.fit.programs import ProgramLaws
+from braid.lab.fit.reuse import Reuse
 
 VERSION = 1
 
@@ -22,7 +23,10 @@ class ProfileError(BraidError, ValueError):
 
 
 class Lengths(msgspec.Struct, frozen=True, kw_only=True):
-    """Lengths of one model and kind: the first prompts of programs (or all prompts), and outputs by prompt."""
+    """Lengths of one model and kind: the first prompts of programs (or all prompts), and outputs by prompt.
+
+    ``cached`` is the share of a first prompt that was seen before, by its length; None where the source does not say.
+    """
 
     model: str | None
     kind: str | None
@@ -30,22 +34,61 @@ class Lengths(msgspec.Struct, frozen=True, kw_only=True):
     num: int
     input: Table | None
     output: Table | None
+    cached: Table | None = None
     input_laws: tuple[LengthLaw, ...] = ()
     output_laws: tuple[LengthLaw, ...] = ()
 
 
+class SubPrograms(msgspec.Struct, frozen=True, kw_only=True):
+    """Programs that others start while they run.
+
+    Args:
+        mean: sub-programs per program; how many each course started is kept with it.
+        place: after which share of its turns a program starts one; even where the source does not say.
+        below: sub-programs of sub-programs.
+    """
+
+    mean: float
+    place: Table
+    mix: tuple[Lengths, ...]
+    programs: ProgramLaws
+    below: SubPrograms | None = None
+
+    @property
+    def requests_per_start(self) -> float:
+        """Of a sub-program, with all below it."""
+        return self.programs.mean_turns + (
+            self.below.mean * self.below.requests_per_start if self.below else 0.0
+        )
+
+
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """Independent requests, or programs (``programs`` is set and ``arrivals`` are their starts)."""
+    """Independent requests, or programs (``programs`` is set and ``arrivals`` are their starts).
+
+    ``reuse`` is how independent requests share prefixes, where the source has block ids.
+    """
 
     num: int
     arrivals: FittedArrivals | None
     mix: tuple[Lengths, ...]
     outcomes: Outcomes
     programs: ProgramLaws | None = None
+    below: SubPrograms | None = None
+    reuse: Reuse | None = None
 
     @property
     def requests_per_start(self) -> float:
-        return self.programs.mean_turns if self.programs else 1.0
+        below = self.below.mean * self.below.requests_per_start if self.below else 0.0
+        return (self.programs.mean_turns if self.programs else 1.0) + below
+
+
+def mixes(stream: Stream) -> tuple[Lengths, ...]:
+    """The mixes of all levels of programs, the top one first."""
+    found, below = list(stream.mix), stream.below
+    while below is not None:
+        found += below.mix
+        below = below.below
+    return tuple(found)
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +96,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         data_sha256: of the file that was fitted.
+        t_quantum_s: of the source's clock; generated times lie anywhere between its ticks.
         held_out: how generated traces met data that the fit did not see, where there was some: rows of ``compare`` per
             kind of arrivals.
     """
@@ -66,6 +110,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     requests: Stream | None = None
     programs: Stream | None = None
+    t_quantum_s: float = 0.0
     held_out: dict[str, tuple[Row, ...]] = {}
 
     @property

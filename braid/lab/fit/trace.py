@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import polars as pl
 
@@ -10,12 +11,14 @@ from braid.lab.fit.arrivals import CANDIDATES, FittedArrivals, fit_arrivals
 from braid.lab.fit.lengths import length_laws, quantile_table, table
 from braid.lab.fit.observed import Observed, Spans, observed
 from braid.lab.fit.outcomes import fit_outcomes
-from braid.lab.fit.profile import VERSION, Lengths, Profile, Stream
-from braid.lab.fit.programs import fit_programs
+from braid.lab.fit.profile import VERSION, Lengths, Profile, Stream, SubPrograms
+from braid.lab.fit.programs import ProgramLaws, fit_places, fit_programs
+from braid.lab.fit.reuse import fit_reuse, with_cached
 from braid.lab.progress import NoProgress, Progress
 from braid.lab.split import inside
 from braid.lab.table import Trace, TraceError
 
+CLOCK = "The source's clock ticks every {:g} s: laws were fitted to ticks, or to arrivals spread evenly between them."
 NO_TIMES = "The source has no arrival times of its own: give a rate to generate (starts are then Poisson)."
 
 
@@ -49,10 +52,14 @@ def fit_trace(
     frame = trace.frame if spans is None else inside(trace.frame, spans)
     if not frame.height:
         raise TraceError(f"{trace.info.source}: no rows to fit")
-    single = frame.filter(pl.col("program_id").is_null())
-    programs = frame.filter(pl.col("program_id").is_not_null())
+    single, programs = (
+        frame.filter(known) for known in (pl.col("program_id").is_null(), pl.col("program_id").is_not_null())
+    )
+    programs = with_cached(programs, trace.info.block_size)
     quantum = trace.info.t_quantum_s
     notes = [*trace.info.notes]
+    if quantum and frame["t_s"].count():
+        notes.append(CLOCK.format(quantum))
     streams: list[Stream | None] = []
     for rows, is_program in ((single, False), (programs, True)):
         if not rows.height:
@@ -62,11 +69,15 @@ def fit_trace(
         if stream.arrivals is None:
             notes.append(NO_TIMES)
         streams.append(stream)
+    if streams[0] is not None:
+        reuse = fit_reuse(single, trace.info.block_size)
+        streams[0] = msgspec.structs.replace(streams[0], reuse=reuse)
     return Profile(
         version=VERSION,
         source=trace.info.source,
         data_sha256=trace.info.sha256,
         span_s=trace.span_s,
+        t_quantum_s=quantum,
         licence=trace.info.licence,
         citation=trace.info.citation,
         notes=tuple(dict.fromkeys(notes)),
@@ -84,11 +95,12 @@ def _stream(
     laws: bool,
     progress: Progress,
 ) -> Stream:
-    first = rows.unique("program_id", keep="first", maintain_order=True) if is_program else rows
+    top = _top(rows) if is_program else rows
+    first = top.unique("program_id", keep="first", maintain_order=True) if is_program else rows
     times = first["t_s"].drop_nulls().to_numpy()
     arrivals = _arrivals(times, quantum_s, spans, candidates, progress)
     progress.update("fitting lengths", 0, None)
-    mix = _mix(rows, first, laws)
+    mix = _mix(top, first, laws)
     statuses = rows["status"].cast(pl.String)
     seen = rows["t_s"].drop_nulls()
     return Stream(
@@ -100,7 +112,39 @@ def _stream(
             (statuses == "failed").fill_null(False).to_numpy(),
             (statuses == "cancelled").fill_null(False).to_numpy(),
         ),
-        programs=fit_programs(rows, [(each.model, each.kind) for each in mix]) if is_program else None,
+        programs=_programs(top, mix, rows) if is_program else None,
+        below=_below(rows, top, laws) if is_program else None,
+    )
+
+
+def _top(rows: pl.DataFrame) -> pl.DataFrame:
+    """Programs that none of the others started."""
+    return rows.filter(~pl.col("parent_id").is_in(rows["program_id"].unique().implode()).fill_null(False))
+
+
+def _children(rows: pl.DataFrame, parents: pl.DataFrame) -> pl.DataFrame:
+    names = parents["program_id"].unique()
+    own = pl.col("parent_id").is_in(names.implode()) & (pl.col("parent_id") != pl.col("program_id"))
+    return rows.filter(own.fill_null(False))
+
+
+def _programs(own: pl.DataFrame, mix: tuple[Lengths, ...], rows: pl.DataFrame) -> ProgramLaws:
+    return fit_programs(own, [(each.model, each.kind) for each in mix], _children(rows, own))
+
+
+def _below(rows: pl.DataFrame, parents: pl.DataFrame, laws: bool) -> SubPrograms | None:
+    """What the programs of one level started, level by level."""
+    children = _children(rows, parents)
+    if not children.height:
+        return None
+    first = children.unique("program_id", keep="first", maintain_order=True)
+    mix = _mix(children, first, laws)
+    return SubPrograms(
+        mean=first.height / parents["program_id"].n_unique(),
+        place=fit_places(parents, children),
+        mix=mix,
+        programs=_programs(children, mix, rows),
+        below=_below(rows, children, laws),
     )
 
 
@@ -145,6 +189,8 @@ def _lengths(
     outputs = known["out_tok"].drop_nulls().cast(pl.Float64).to_numpy()
     if not starts.size and not outputs.size:
         return None
+    told = rows.filter(pl.col("program_id").is_null(), pl.col("in_tok") > 0).drop_nulls("cached_tok")
+    cached = told.select("in_tok", pl.col("cached_tok") / pl.col("in_tok"))
     output = None
     if outputs.size:
         with_input = starts.size > 0 and both.height >= outputs.size / 2
@@ -156,6 +202,7 @@ def _lengths(
         num=rows.height,
         input=quantile_table(starts) if starts.size else None,
         output=output,
+        cached=table(*_columns(cached)) if cached.height else None,
         input_laws=length_laws(starts) if laws else (),
         output_laws=length_laws(outputs) if laws else (),
     )
