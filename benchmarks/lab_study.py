@@ -1,0 +1,147 @@
+"""What does it cost to tune on Poisson arrivals? The same requests by the trace's clock and at Poisson times.
+
+Both have the same programs, lengths and mean rate; only the starts differ. Every pair is a stretch of a real trace,
+thinned by whole programs to a share of what the machine can do, and played through the production scheduler on the
+virtual clock of a calibrated machine. Ratios (trace / Poisson) with 95 % intervals of a bootstrap over the pairs.
+
+    python benchmarks/lab_study.py DATA MACHINE [--json FILE]
+
+DATA holds ``traces/azure``; MACHINE is what ``braid calibrate`` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import describe, machine, save, show
+
+from braid.core.metrics import SLO
+from braid.lab.readers import read_trace
+from braid.lab.replay.measure import Measures, measure
+from braid.lab.replay.plan import PlanOptions, ReplayPlan, build_plan
+from braid.lab.replay.simulated import simulate_plan
+from braid.lab.scale import thin
+from braid.lab.table import Trace
+from braid.policy.cost import StepCost
+from braid.sim.machine import Machine, load_machine
+
+TRACES = {
+    "Azure conversation": "traces/azure/AzureLLMInferenceTrace_conv_2023.csv",
+    "Azure code": "traces/azure/AzureLLMInferenceTrace_code_2023.csv",
+}
+STRETCH_S = 300.0
+SHARES = (0.3, 0.6)
+"""Of the machine's time that the requests need, on average."""
+LIMITS = SLO(ttft=10.0, tpot=0.2)
+DRAWS = 2000
+
+
+def work(plan: ReplayPlan, cost: StepCost) -> float:
+    """Seconds of the machine that a plan needs: prefill in full chunks, decodes eight at a time."""
+    chunk = cost.dense.knots[-1]
+    seconds = 0.0
+    for inputs, outputs in plan.frame.select("in_tok", "out_tok").iter_rows():
+        step = cost.dense.at(chunk).seconds + cost.prefill.at(chunk, inputs / 2).seconds
+        seconds += inputs / chunk * step
+        seconds += outputs * (cost.dense.at(8).seconds + cost.decode.at(8, inputs).seconds) / 8
+    return seconds
+
+
+def share_to_keep(trace: Trace, options: PlanOptions, machine: Machine, share: float) -> float:
+    """How much of the whole trace loads the machine to ``share``."""
+    plan = build_plan(trace, replace(options, start_s=0.0, span_s=None))
+    return min(1.0, share * trace.span_s / work(plan, machine.cost))
+
+
+def pair(trace: Trace, options: PlanOptions, machine: Machine, seed: int) -> tuple[Measures, Measures] | None:
+    """The stretch by its clock, and its requests at Poisson times of the same mean rate."""
+    plan = build_plan(trace, options)
+    if plan.num_requests < 10:
+        return None
+    rate = plan.num_requests / STRETCH_S
+    poisson = build_plan(trace, replace(options, arrivals="rate", rate=rate, seed=seed))
+    real, made = (measure(simulate_plan(each, machine), LIMITS) for each in (plan, poisson))
+    return real, made
+
+
+def figures(found: Measures) -> dict[str, float]:
+    ttft = found.latency["ttft"]
+    jct = found.latency["jct"]
+    assert ttft is not None
+    assert jct is not None
+    return {
+        "TTFT p50": ttft.p50,
+        "TTFT p99": ttft.p99,
+        "JCT mean": jct.mean,
+        "SLO attainment": found.goodput.attainment or 0.0,
+    }
+
+
+def ratio(pairs: Sequence[tuple[float, float]], rng: np.random.Generator) -> tuple[float, float, float]:
+    """Of the means, with the interval of a bootstrap over pairs."""
+    values = np.array(pairs)
+    drawn = values[rng.integers(0, len(values), (DRAWS, len(values)))].mean(axis=1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    means = values.mean(axis=0)
+    return float(means[0] / means[1]), float(low), float(high)
+
+
+def study(name: str, trace: Trace, sim: Machine, share: float) -> list[dict[str, Any]]:
+    options = PlanOptions(max_tokens=sim.config.max_model_len)
+    thinned = thin(trace, share_to_keep(trace, options, sim, share), seed=1)
+    pairs = []
+    for number in range(int(trace.span_s // STRETCH_S)):
+        found = pair(
+            thinned,
+            replace(options, start_s=number * STRETCH_S, span_s=STRETCH_S),
+            sim,
+            seed=number,
+        )
+        if found is not None:
+            pairs.append((figures(found[0]), figures(found[1])))
+    rng = np.random.default_rng(0)
+    rows = []
+    for figure in pairs[0][0]:
+        value, low, high = ratio([(a[figure], b[figure]) for a, b in pairs], rng)
+        rows.append(
+            {
+                "trace": name,
+                "load": share,
+                "pairs": len(pairs),
+                "figure": figure,
+                "by the trace": float(np.mean([a[figure] for a, _ in pairs])),
+                "Poisson": float(np.mean([b[figure] for _, b in pairs])),
+                "ratio": value,
+                "95 %": f"{low:.2f} .. {high:.2f}",
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("machine", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    described = machine()
+    sim = load_machine(options.machine)
+    print(describe(described))
+    print(f"simulated: {sim.words}")
+    rows = [
+        row
+        for name, path in TRACES.items()
+        for share in SHARES
+        for row in study(name, read_trace(options.data / path), sim, share)
+    ]
+    show("arrivals by the trace beside Poisson at the same mean rate", rows)
+    save(options.json, {"machine": described, "simulated": sim.words, "limits": str(LIMITS), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
