@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +9,17 @@ from contextlib import contextmanager
 import pytest
 
 from braid.lab.replay.asking import Answer, Asker, TargetError, clean, count_at, dig, endpoint
+
+
+def received(connection: socket.socket) -> bytes:
+    """A request, whole."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    length = re.search(rb"Content-Length: (\d+)", data)
+    while length and len(data.partition(b"\r\n\r\n")[2]) < int(length[1]):
+        data += connection.recv(65536)
+    return data
 
 
 @contextmanager
@@ -21,7 +33,7 @@ def answering(*answers: bytes | None, hold: bool = False) -> Iterator[tuple[str,
             for answer in answers:
                 connection, _ = server.accept()
                 kept.append(connection)
-                seen.append(connection.recv(65536))
+                seen.append(received(connection))
                 if answer:
                     connection.sendall(answer)
                 if not hold:
@@ -94,13 +106,16 @@ def test_a_server_that_stays_busy_is_left_in_time() -> None:
 
 
 def test_a_silent_server() -> None:
-    with answering(None, hold=True) as (url, _), pytest.raises(TargetError, match=r"no answer within 0\.05 s"):
+    with (
+        answering(None, hold=True) as (url, _),
+        pytest.raises(TargetError, match=r"no answer within 0\.05 s"),
+    ):
         Asker(endpoint(url), None, 0.05).get("/x")
 
 
 @pytest.mark.parametrize("raw", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"])
 def test_answers_that_are_none(raw: bytes) -> None:
-    with answering(raw) as (url, _), pytest.raises(TargetError, match="not HTTP|reset|cannot reach"):
+    with answering(raw) as (url, _), pytest.raises(TargetError, match=r"not HTTP|reset|cannot reach"):
         Asker(endpoint(url), None, 10).get("/x")
 
 

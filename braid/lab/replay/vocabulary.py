@@ -104,7 +104,10 @@ def vocabulary_by_ids(tokenizer: RemoteTokenizer) -> Vocabulary:
         return ids[len(lead) :] if ids[: len(lead)] == lead else []
 
     words = single_words(lambda words: len(tokens(words)))
-    ids = dict(zip(words, tokens(words), strict=True))
+    together = tokens(words)
+    if len(together) != len(words):
+        together = [tokens([word])[0] for word in words]
+    ids = dict(zip(words, together, strict=True))
     for _ in range(_MAX_DROPS):
         words = _distinct(words, ids)
         _require(words)
@@ -112,7 +115,8 @@ def vocabulary_by_ids(tokenizer: RemoteTokenizer) -> Vocabulary:
         broken = _first_broken([ids[word] for word in sequence], tokens(sequence))
         if broken is None:
             return Vocabulary(tuple(words), tuple(ids[word] for word in words))
-        words = [word for word in words if word != sequence[broken]]
+        # Either of the two may be the one that takes tokens from its neighbour.
+        words = [word for word in words if word not in sequence[broken : broken + 2]]
     raise TargetError(f"{tokenizer.path} reads words another way when they stand together")
 
 
