@@ -94,7 +94,7 @@ def busy_run(make_run: Callable[..., Run]) -> Callable[..., Run]:
         start *= span_s / start[-1]
         prompt = random.lognormal(6.2, 1.1, num).astype(int) + 1
         output = random.lognormal(3.6, 0.9, num).astype(int) + 1
-        program = random.integers(0, num // 4 + 1, num)
+        program = random.integers(0, num // 3 + 1, num)
         seen: dict[int, int] = {}
         turns = [seen.setdefault(key, 0) or 0 for key in program.tolist()]
         for number, key in enumerate(program.tolist()):
@@ -105,10 +105,11 @@ def busy_run(make_run: Callable[..., Run]) -> Callable[..., Run]:
             at = float(start[number])
             sent = at + late_s + float(random.gamma(0.4, 0.003))
             queue = max(0.0, busy - sent)
-            busy = max(busy, sent) + float(prompt[number]) * 1.2e-4 + float(output[number]) * 8e-4
             outcomes.append(
                 _busy_outcome(random, number, at, sent, queue, int(prompt[number]), int(output[number]))
             )
+            if outcomes[-1].status in ("ok", "cut"):
+                busy = max(busy, sent) + float(prompt[number]) * 5e-5 + float(output[number]) * 8e-4
         columns = {
             "group": program,
             "program": [f"agent-{key}" for key in program],

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from braid.lab.figures import (
     BLUE,
@@ -71,28 +71,26 @@ def _load(found: Measures) -> Figure | None:
     rows = found.windows
     if not rows:
         return None
-    figure, axes = new_figure(3, 1, 7.2, sharex=True)
-    time, (top, middle, bottom) = _Time(found), axes[:, 0]
+    figure, axes = new_figure(4, 1, 8.6, sharex=True)
+    time, (top, prompts, outputs, bottom) = _Time(found), axes[:, 0]
     top.stairs([row.load for row in rows], time.edges, fill=True, color=BLUE, alpha=0.22)
     _steps(top, time, [row.load for row in rows], color=BLUE, linewidth=1.2, label="scheduled")
     _steps(top, time, [row.throughput for row in rows], color=GREEN, linewidth=1.8, label="answered")
     top.set(title=f"Requests, mean per {duration(found.window_step_s)}", ylabel="requests / s")
-    for values, name, colour, dash in (
-        ([row.load_prompt for row in rows], "prompt, scheduled", BLUE, ":"),
-        ([row.prompt for row in rows], "prompt, begun", BLUE, "-"),
-        ([row.load_output for row in rows], "output, scheduled", GREEN, ":"),
-        ([row.output for row in rows], "output, came", GREEN, "-"),
-    ):
-        _steps(middle, time, values, color=colour, linestyle=dash, linewidth=1.5, label=name)
-    middle.set(title="Tokens", ylabel="tokens / s")
+    for axis, what, came in ((prompts, "prompt", "answer began"), (outputs, "output", "came")):
+        load = [getattr(row, f"load_{what}") for row in rows]
+        axis.stairs(load, time.edges, fill=True, color=BLUE, alpha=0.22)
+        _steps(axis, time, load, color=BLUE, linewidth=1.2, label="scheduled")
+        _steps(axis, time, [getattr(row, what) for row in rows], color=GREEN, linewidth=1.8, label=came)
+        axis.set(title=f"{what.capitalize()} tokens", ylabel="tokens / s")
     bottom.stairs([row.open for row in rows], time.edges, fill=True, color=ORANGE, alpha=0.35)
     _steps(bottom, time, [row.open for row in rows], color=ORANGE, linewidth=1.4)
     bottom.set(title="Open requests, mean", ylabel="requests")
-    for axis in (top, middle, bottom):
+    for axis in (top, prompts, outputs, bottom):
         axis.set_ylim(bottom=0)
         eng(axis.yaxis)
-    top.legend(loc="lower right", ncols=2, bbox_to_anchor=(1.01, 0.98))
-    middle.legend(loc="lower right", ncols=4, bbox_to_anchor=(1.01, 0.98))
+    for axis in (top, prompts, outputs):
+        axis.legend(loc="lower right", ncols=2, bbox_to_anchor=(1.01, 0.98))
     time.finish(axes[:, 0])
     return figure
 
@@ -103,13 +101,12 @@ def _latency(found: Measures) -> Figure | None:
         return None
     figure, axes = new_figure(2, 1, 5.4, sharex=True)
     time = _Time(found)
-    for axis, name, limit in ((axes[0, 0], "ttft", found.slo.ttft), (axes[1, 0], "tbt", found.slo.tpot)):
+    for axis, name, limit in ((axes[0, 0], "ttft", found.slo.ttft), (axes[1, 0], "tbt", None)):
         middle, high = (array([getattr(row, f"{name}_{part}") for row in rows]) for part in ("p50", "p99"))
         axis.plot(time.middles, high, "o-", color=RED, markersize=3.5, linewidth=1.3, label="p99")
         axis.plot(time.middles, middle, "o-", color=BLUE, markersize=3.5, linewidth=1.6, label="p50")
         if limit is not None:
-            what = "limit" if name == "ttft" else "limit of TPOT"
-            axis.axhline(limit, color=INK, linestyle="--", linewidth=1, label=f"{what} {duration(limit)}")
+            axis.axhline(limit, color=INK, linestyle="--", linewidth=1, label=f"limit {duration(limit)}")
         axis.set(title=name.upper(), ylabel=name.upper())
         axis.legend(loc="lower right", ncols=3, bbox_to_anchor=(1.01, 0.98))
         _seconds(axis.yaxis, [*middle, *high])
@@ -162,7 +159,7 @@ def _distributions(found: Measures) -> Figure | None:
         _curve(axis, name.upper(), array([*curve]), limit)
         entry = found.latency[name]
         if entry is not None:
-            _marks(axis, ((entry.p50, 0.5), (entry.p90, 0.9), (entry.p99, 0.99)))
+            _marks(axis, ((entry.p50, 0.5), (entry.p90, 0.9), (entry.p99, 0.99)), limit)
     return figure
 
 
@@ -175,22 +172,21 @@ def _curve(axis: Any, name: str, curve: np.ndarray, limit: float | None) -> None
     title = f"{name}  ({zeros:.0%} are 0: tokens of one piece)" if zeros >= 0.01 else name
     if limit is not None:
         axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
-        axis.annotate(f"limit {duration(limit)}", (limit, 0.04), fontsize=8.5, rotation=90, ha="right", xytext=(-2, 0),
-                      textcoords="offset points")  # fmt: skip
     axis.set(title=title, xlabel=name, ylabel="at most that long", ylim=(0, 1.04))
     percent(axis.yaxis)
     if some.any():
         _seconds(axis.xaxis, value[some])
 
 
-def _marks(axis: Any, points: Sequence[tuple[float, float]]) -> None:
-    for value, share in points:
-        if value > 0:
-            axis.plot(value, share, "o", color=INK, markersize=4)
-            axis.annotate(
-                f"p{share * 100:g}  {duration(value)}", (value, share), textcoords="offset points", xytext=(-6, -3),
-                ha="right", fontsize=8.5,
-            )  # fmt: skip
+def _marks(axis: Any, points: Sequence[tuple[float, float]], limit: float | None) -> None:
+    """Points on the curve, and their values where no curve ever is: low at the right."""
+    shown = [(value, share) for value, share in points if value > 0]
+    axis.plot([value for value, _ in shown], [share for _, share in shown], "o", color=INK, markersize=4)
+    text = "\n".join(f"p{share * 100:g}  {duration(value)}" for value, share in points)
+    if limit is not None:
+        text += f"\nlimit (dashed)  {duration(limit)}"
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 3}
+    axis.text(0.97, 0.06, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=9, bbox=box)
 
 
 def _outcomes(found: Measures) -> Figure | None:
@@ -245,13 +241,24 @@ def _seconds(axis: Any, values: Sequence[float] | np.ndarray) -> None:
     limits = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
     if high > 5 * low:
         (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
-        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 300 * low else (1,), numticks=12))
         limits(low / 1.3, high * 1.3)
+        axis.set_major_locator(FixedLocator(_ticks(low / 1.3, high * 1.3)))
     else:
         limits(0, 1.15 * high)
     axis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     axis.set_minor_formatter(NullFormatter())
     axis.set_tick_params(labelsize=8.5)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round durations within a stretch, fewer where it is long."""
+    fine = [digit * 10.0**power for power in range(-6, 1) for digit in (1, 2, 5)]
+    fine += [10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400]
+    ticks = [tick for tick in fine if low <= tick <= high]
+    if len(ticks) <= 7:
+        return ticks
+    coarse = [10.0**power for power in range(-6, 2)] + [60, 600, 3600, 36000]
+    return [tick for tick in coarse if low <= tick <= high]
 
 
 PLOTS: tuple[Plot[Measures], ...] = (

@@ -35,6 +35,7 @@ CSS = """
 .banner ul { margin: .4rem 0 0; padding-left: 1.2rem }
 .notes { background: #fff6e5; border: 1px solid #f0d9a8; border-radius: 10px; padding: .8rem 1.5rem; margin-top: .8rem }
 .notes ul { margin: 0; padding-left: 1.2rem }
+.cards { grid-template-columns: repeat(5, 1fr) } @media (max-width: 760px) { .cards { grid-template-columns: 1fr 1fr } }
 .said p { font-size: 1.06rem; margin: .15rem 0 } section h3 { font-size: 1rem; margin: 1.2rem 0 .2rem }
 details summary { cursor: pointer; color: var(--blue); margin: .3rem 0 } #windows table { font-size: .82rem }
 #windows th, #windows td { padding: .22rem .4rem; white-space: nowrap }

@@ -40,8 +40,8 @@ def headline(found: Measures) -> str:
     if not found.valid:
         return "INVALID: these numbers say more about the client than about the server."
     limit = duration(found.head.lag_limit_s)
-    lag = f"p99 of the send lag is {duration(found.send_lag.p99)}" if found.send_lag else "nothing was sent"
-    return f"Valid: {lag}, within the limit of {limit}."
+    lag = duration(found.send_lag.p99) if found.send_lag else "unknown"
+    return f"Valid: the client was on time, with a p99 of the send lag of {lag} (limit {limit})."
 
 
 def limits_of(slo: SLO) -> str:
@@ -82,10 +82,10 @@ def _what(found: Measures) -> Iterator[str]:
     counts, outcomes = found.counts, found.measured_outcomes
     low, high = found.head.window_s
     outside = counts.planned - counts.measured
-    rest = f"; {outside:,} more lie before or after it" if outside else ""
+    rest = f"; {_some(outside, 'more request', 'lies', 'lie')} before or after" if outside else ""
     yield (
-        f"{counts.measured:,} requests of {counts.programs:,} programs were planned in the measured "
-        f"{duration(high - low)}{rest}."
+        f"{_some(counts.measured, 'request', 'was', 'were')} planned in the measured {duration(high - low)}, and "
+        f"{_some(counts.programs, 'program', 'began', 'began')} in it{rest}."
     )
     if counts.measured:
         bad = [
@@ -94,14 +94,15 @@ def _what(found: Measures) -> Iterator[str]:
             if name != "ok" and outcomes[name]
         ]
         others = f"; {', '.join(bad)}" if bad else ""
-        yield f"{outcomes['ok']:,} ({outcomes['ok'] / counts.measured:.1%}) were answered{others}."
+        answered = f"{outcomes['ok']:,} ({outcomes['ok'] / counts.measured:.1%})"
+        yield f"{answered} {'was' if outcomes['ok'] == 1 else 'were'} answered{others}."
 
 
 def _how_fast(found: Measures) -> Iterator[str]:
     ttft, tpot, e2e, jct = (found.latency[name] for name in ("ttft", "tpot", "e2e", "jct"))
     if ttft:
         yield (
-            f"Half of the answers began within {duration(ttft.p50)} of their scheduled time, 99 % within "
+            f"Half of the answers began within {duration(ttft.p50)} of their scheduled time, 99% within "
             f"{duration(ttft.p99)}."
         )
     if tpot:
@@ -109,7 +110,8 @@ def _how_fast(found: Measures) -> Iterator[str]:
     if e2e and jct and found.counts.programs < found.counts.measured:
         yield (
             f"A program took {duration(jct.p50)} in the median and {duration(jct.p99)} at p99 (JCT of the "
-            f"{jct.num:,} programs answered in full; {found.counts.programs_unfinished:,} were not)."
+            f"{jct.num:,} programs answered in full; {found.counts.programs_unfinished:,} "
+            f"{'was' if found.counts.programs_unfinished == 1 else 'were'} not)."
         )
     if found.throughput:
         rates = found.throughput
@@ -117,6 +119,10 @@ def _how_fast(found: Measures) -> Iterator[str]:
             f"The server gave {number(rates.requests, 3)} answers, {number(rates.output_tokens, 3)} output tokens and "
             f"{number(rates.prompt_tokens, 3)} prompt tokens per second."
         )
+
+
+def _some(num: int, what: str, one: str, many: str) -> str:
+    return f"{num:,} {what} {one}" if num == 1 else f"{num:,} {what}s {many}"
 
 
 def _how_good(found: Measures) -> Iterator[str]:
@@ -236,7 +242,7 @@ def achieved_rows(found: Measures) -> Rows:
         ("output tokens, mean", *mean, f"{other:,} of {done.outputs:,} answers differ; {enforced}"),
         ("prompt tokens from cache", percent(done.planned_cached_share), percent(done.cached_share),
          "planned: a cache without limit"),
-        ("first to last send", f"{done.planned_span_s:,.2f} s", f"{done.sent_span_s:,.2f} s", "1 % off is invalid"),
+        ("first to last send", f"{done.planned_span_s:,.2f} s", f"{done.sent_span_s:,.2f} s", "1% off is invalid"),
         ("order of sends", "as scheduled", f"{done.swapped:,} swapped",
          f"the worst by {duration(done.worst_swap_s)}" if done.swapped else ""),
     ]  # fmt: skip
