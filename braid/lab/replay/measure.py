@@ -150,7 +150,7 @@ def measure(run: Run, slo: SLO = SLO(), window_step_s: float | None = None) -> M
         TraceError: the rows contradict themselves.
     """
     found = samples(run)
-    programs = program_frame(run, slo).filter("measured")
+    programs = program_frame(run, slo, found).filter("measured")
     answered = found.measured & found.has("ok")
     latency, curves = _latency(found, answered, programs)
     sent = found.measured & ~np.isnan(found.lag)

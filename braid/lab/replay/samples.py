@@ -146,10 +146,11 @@ def request_frame(run: Run, slo: SLO = SLO()) -> pl.DataFrame:  # noqa: B008 (fr
     return pl.concat([run.frame.select("request", "program", "status"), rest], how="horizontal")
 
 
-def program_frame(run: Run, slo: SLO = SLO()) -> pl.DataFrame:  # noqa: B008 (frozen)
+def program_frame(run: Run, slo: SLO = SLO(), found: Samples | None = None) -> pl.DataFrame:  # noqa: B008 (frozen)
     """One row per program in order of the plan: ``program``, ``requests``, ``measured`` (its first request lies in the
-    window), ``finished`` (all its requests were answered), ``jct_s`` (null unless it finished), ``kept``."""
-    found = samples(run)
+    window), ``finished`` (all its requests were answered), ``jct_s`` (null unless it finished), ``kept``. ``found`` for
+    one who has the samples already."""
+    found = found or samples(run)
     low, high = run.head.window_s
     begun = pl.col("at_s").fill_nan(None).min()
     jct = pl.col("end_s").max() - pl.col("scheduled_s").min()
