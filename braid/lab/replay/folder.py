@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,11 @@ from braid.lab.replay.answer import encode_reply
 from braid.lab.replay.files import REQUEST, RunSpec
 
 Array = npt.NDArray[Any]
+
+
+_NAMES = REQUEST.names or ()
+_RECORD = struct.Struct("<" + "".join({"u": "I", "f": "d", "i": "q"}[REQUEST[name].kind] for name in _NAMES))
+"""``REQUEST`` once more: single records are read quicker so than through numpy."""
 
 
 class FolderError(BraidError, ValueError):
@@ -47,18 +53,20 @@ class Folder:
     """
 
     def __init__(self, path: Path) -> None:
+        assert _RECORD.size == REQUEST.itemsize and Request._fields == _NAMES
         self.path = path
         self.spec = _spec(path / "run.json")
         self.requests = _array(path / "requests.npy", REQUEST)
+        self._records = np.ascontiguousarray(self.requests).view(np.uint8).data
         self.after = _array(path / "after.npy", None)
         self.data = _map(path / "bytes.bin")
         self._check()
 
     def request(self, number: int) -> Request:
-        return Request(*self.requests[number].item())
+        return Request._make(_RECORD.unpack_from(self._records, number * _RECORD.size))
 
     def _check(self) -> None:
-        places = np.stack([self.requests[name] for name in REQUEST.names[-5:]])  # type: ignore[index]
+        places = np.stack([self.requests[name] for name in _NAMES[-5:]])
         if self.requests.size and (
             (np.diff(places, axis=0) < 0).any() or places.min() < 0 or places.max() > len(self.data)
         ):
@@ -143,10 +151,8 @@ def _array(path: Path, dtype: Any) -> Array:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise FolderError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        if path.stat().st_size:
-            raise FolderError(f"{path}: {error}") from None
-        raise FolderError(f"{path}: is empty") from None
+    except (ValueError, EOFError) as error:
+        raise FolderError(f"{path}: {error}") from None
     if array.ndim != 1 or (array.dtype != dtype if dtype is not None else array.dtype.kind not in "iu"):
         raise FolderError(f"{path}: holds {array.dtype} in {array.ndim} dimensions")
     return array

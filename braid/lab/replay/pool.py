@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import resource
 import ssl
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class Pool:
         self._limit = limit
         self._tls = ssl.create_default_context() if spec.tls else None
         self._idle: dict[Connection, None] = {}
+        self._spare: dict[Connection, None] = {}
         self._all: dict[Connection, asyncio.Task[None] | None] = {}
         self._resting: dict[Connection, float] = {}
 
@@ -58,11 +60,13 @@ class Pool:
         return self._idle.popitem()[0] if self._idle else None
 
     def open(self) -> Connection:
-        """A new one; its owner hears when it is open, or that it failed.
+        """One that is being opened; its owner hears when it is open, or that it failed.
 
         Raises:
             ConnectionLimitError: there are too many.
         """
+        if self._spare:
+            return self._spare.popitem()[0]
         if len(self._all) >= self._limit:
             raise ConnectionLimitError(
                 f"{self._limit} connections are open already, which is the client's limit"
@@ -71,9 +75,15 @@ class Pool:
         self._all[connection] = self._loop.create_task(self._connect(connection))
         return connection
 
+    def open_before(self, num: int) -> None:
+        """So many, for nobody yet."""
+        opened = [self.open() for _ in range(min(num, self._limit))]
+        self._spare.update(dict.fromkeys(opened))
+
     def give(self, connection: Connection) -> None:
         """It carries nothing now."""
         self._resting.pop(connection, None)
+        self._spare.pop(connection, None)
         if not connection.is_open:
             return
         if connection.is_reusable and connection.is_drained:
@@ -125,6 +135,7 @@ class Pool:
             )
         except OSError as error:
             self._all.pop(connection, None)
+            self._spare.pop(connection, None)
             self._failed(connection, error)
         else:
             if connection in self._all:
@@ -139,15 +150,16 @@ def connection_limit(spec: RunSpec, num_requests: int) -> int:
     """
     wanted = max(1, min(spec.max_connections, num_requests))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + SPARE_FILES
-    if hard not in (resource.RLIM_INFINITY, -1) and hard < needed:
+    files = math.inf if hard == resource.RLIM_INFINITY else hard
+    if files < wanted + SPARE_FILES:
         raise ConnectionLimitError(
-            f"{wanted} connections at a time need {needed} open files, and the system allows {hard} (ulimit -Hn): "
-            "allow more, or fewer connections"
+            f"{wanted} connections at a time need {wanted + SPARE_FILES} open files, and the system allows {hard} "
+            "(ulimit -Hn): allow more, or fewer connections"
         )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else hard, hard))
-    return min(wanted, num_ports() // spec.num_senders)
+    enough = int(min(files, spec.max_connections + SPARE_FILES))
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+    return min(enough - SPARE_FILES, max(1, num_ports() // spec.num_senders))
 
 
 def num_ports() -> int:

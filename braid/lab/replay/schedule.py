@@ -113,7 +113,7 @@ class Schedule:
 
     def pop(self, now_s: float) -> tuple[float, int] | None:
         """The next request that is due by now, with its time; None if none is."""
-        if self.next_s > now_s:
+        if not self._heap or self.next_s > now_s:
             return None
         due = heappop(self._heap)
         self.next_s = self._heap[0][0] if self._heap else math.inf

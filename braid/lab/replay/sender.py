@@ -83,7 +83,7 @@ class Sender:
         self._bodies = Bodies(folder, None)
         self._open: dict[int, Exchange] = {}
         self._retrying: dict[int, Exchange] = {}
-        self._num_opened_before = min(self._schedule.most_starts(1.0), MAX_OPENED_BEFORE, limit)
+        self._num_opened_before = min(self._schedule.most_starts(1.0), MAX_OPENED_BEFORE)
         self._last_start_s = _last_start(folder)
         self._all_out_s = math.inf
         self._start = math.inf
@@ -101,8 +101,7 @@ class Sender:
         if not self._schedule.remaining:
             self._finish()
             return
-        for _ in range(self._num_opened_before):
-            self._pool.open()
+        self._pool.open_before(self._num_opened_before)
         self._tick()
         self._arm()
 
