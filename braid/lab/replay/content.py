@@ -121,8 +121,10 @@ def _distinct(prefix: UInts, start: Ints, end: Ints, row: Ints, block_tok: int) 
     """
     last = np.append(row[1:] != row[:-1], True)
     partial = last & (end % block_tok != 0)
-    tails = np.unique(np.stack([prefix[partial], end[partial].view(np.uint64)]), axis=1).shape[1]
-    order = np.lexsort((end, prefix))
-    furthest = np.append(prefix[order][1:] != prefix[order][:-1], True)
-    whole = end[order][furthest] // block_tok - start[order][furthest] // block_tok
-    return int(whole.sum()) + int(tails)
+    tails = np.unique(mix(prefix[partial] + end[partial].view(np.uint64) * _STEP)).size
+    order = np.argsort(prefix)
+    prefix = prefix[order]
+    first = np.flatnonzero(np.append(True, prefix[1:] != prefix[:-1]))
+    furthest = np.maximum.reduceat(end[order], first)
+    whole = furthest // block_tok - start[order][first] // block_tok
+    return int(whole.sum()) + tails

@@ -74,10 +74,11 @@ def graph_of(frame: pl.DataFrame, quantum_s: float = 0.0) -> Graph:
     graph = replace(lone, group=group)
     _scatter(graph, timed)
     place = np.zeros(frame.height, np.int64)
-    woven = _woven_groups(timed, quantum_s)
-    waiter, awaited = _chains(timed.filter(~pl.col("group").is_in(woven)), graph, place)
+    woven = pl.col("woven")
+    timed = timed.with_columns(_is_woven(quantum_s).alias("woven"))
+    waiter, awaited = _chains(timed.filter(~woven), graph, place)
     pairs: list[tuple[int, int]] = []
-    for family in _families(timed.filter(pl.col("group").is_in(woven)), programs):
+    for family in _families(timed.filter(woven), programs):
         pairs += weave(family, graph, place, quantum_s)
     new = np.array(pairs, np.int64).reshape(-1, 2)
     graph.rank[np.lexsort((place, group))] = np.arange(frame.height)
@@ -118,23 +119,22 @@ def without(graph: Graph, gone: Flags) -> Graph:
     The delays of both add up; the time that the left-out answer took is nobody's thinking and falls away.
     """
     touched = np.isin(graph.group[graph.waiter], graph.group[graph.awaited[gone[graph.awaited]]])
-    if not touched.any():
-        return _only(graph, ~gone[graph.waiter])
     awaited: dict[int, list[int]] = {}
+    bridged: dict[int, float] = {}
     for row, before in zip(graph.waiter[touched].tolist(), graph.awaited[touched].tolist(), strict=True):
         awaited.setdefault(row, []).append(before)
-    delay_s = graph.delay_s.copy()
+    delay_s = np.where(gone, 0.0, graph.delay_s)
     # Waits are in order of rank, so what is waited for is settled first.
     for row, before in awaited.items():
         if not gone[before].any():
             continue
         latest = max(before, key=lambda one: graph.end_s[one])
-        if gone[latest]:
-            delay_s[row] += delay_s[latest]
+        bridged[row] = graph.delay_s[row] + (
+            bridged.get(latest, graph.delay_s[latest]) if gone[latest] else 0.0
+        )
         through = ([one] if not gone[one] else awaited.get(one, []) for one in before)
         awaited[row] = list(dict.fromkeys(one for several in through for one in several))
-        if not awaited[row]:
-            delay_s[row] = 0.0
+        delay_s[row] = bridged[row] if awaited[row] and not gone[row] else 0.0
     pairs = [(row, one) for row, before in awaited.items() if not gone[row] for one in before]
     rest = _only(graph, ~touched & ~gone[graph.waiter])
     new = np.array(pairs, np.int64).reshape(-1, 2)
@@ -287,12 +287,12 @@ def _scatter(graph: Graph, rows: pl.DataFrame) -> None:
     graph.loose[at] = rows["loose"].to_numpy()
 
 
-def _woven_groups(rows: pl.DataFrame, quantum_s: float) -> pl.Series:
-    """Groups that are no plain chain: of several programs, or with calls that overlap."""
+def _is_woven(quantum_s: float) -> pl.Expr:
+    """Rows of groups that are no plain chain: of several programs, or with calls that overlap."""
     ended = pl.col("end").cum_max().shift(1).over("program")
     overlap = (pl.col("begin") < ended - quantum_s).fill_null(False)
     several = pl.col("program").n_unique().over("group") > 1
-    return rows.filter(overlap | several)["group"].unique()
+    return (overlap | several).any().over("group")
 
 
 def _chains(rows: pl.DataFrame, graph: Graph, place: Ints) -> tuple[Ints, Ints]:

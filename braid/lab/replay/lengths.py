@@ -70,21 +70,18 @@ def lengths_of(rows: pl.DataFrame, trace: pl.DataFrame, failed: str, rng: np.ran
 
 def _notes(failed: Flags, cancelled: Flags, unknown: Flags, empty: Flags, how: str) -> tuple[str, ...]:
     drawn = "an output length drawn from answered requests with prompts of like length"
-    what = {
-        "send": f"are sent like the others, with {drawn}",
-        "skip": "are left out",
-        "cancel": "are sent and cancelled as soon as an answer begins",
+    failed_are = {
+        "send": f"sent like the others, with {drawn}.",
+        "cancel": "sent and cancelled as soon as an answer begins.",
     }
-    said = (
-        (failed, f"requests failed in the trace: they {what[how]}."),
-        (
-            cancelled,
-            f"requests were cancelled in the trace: they are cancelled after as many tokens, and ask for {drawn}.",
-        ),
-        (unknown, f"requests do not say how long their answer was: they get {drawn}."),
-        (empty, "requests were answered without a token: they ask for 1."),
-    )
-    return tuple(f"{int(mask.sum()):,} {text}" for mask, text in said if mask.any())
+    said = [
+        (cancelled, f"were cancelled in the trace: so they are, after as many tokens; they ask for {drawn}."),
+        (unknown, f"do not say how long their answer was: they get {drawn}."),
+        (empty, "were answered without a token: they ask for 1."),
+    ]
+    if how in failed_are:
+        said.insert(0, (failed, f"failed in the trace: they are {failed_are[how]}"))
+    return tuple(f"{int(mask.sum()):,} requests {text}" for mask, text in said if mask.any())
 
 
 def drawn_outputs(trace: pl.DataFrame, asked: pl.DataFrame, rng: np.random.Generator) -> Ints:
@@ -101,12 +98,15 @@ def drawn_outputs(trace: pl.DataFrame, asked: pl.DataFrame, rng: np.random.Gener
     if not answered.height:
         raise TraceError("output lengths are missing, and no answered request says its own to draw them from")
     pools = answered.partition_by("model", "kind", as_dict=True)
-    everything = _Pool(answered)
+    everything: _Pool | None = None
     found = np.empty(asked.height, np.int64)
     places = asked.select("model", "kind", "in_tok").with_row_index("at")
     for key, part in places.partition_by("model", "kind", as_dict=True, maintain_order=True).items():
         own = pools.get(key)
-        pool = _Pool(own) if own is not None and own.height >= _NEIGHBOURS else everything
+        if own is not None and own.height >= _NEIGHBOURS:
+            pool = _Pool(own)
+        else:
+            pool = everything = everything or _Pool(answered)
         found[part["at"].to_numpy()] = pool.draw(part["in_tok"].to_numpy(), rng)
     return found
 
@@ -115,8 +115,9 @@ class _Pool:
     """Answered requests by length of prompt."""
 
     def __init__(self, answered: pl.DataFrame) -> None:
-        by_input = answered.sort("in_tok", "out_tok")
-        self._in_tok, self._out_tok = by_input["in_tok"].to_numpy(), by_input["out_tok"].to_numpy()
+        in_tok, out_tok = answered["in_tok"].to_numpy(), answered["out_tok"].to_numpy()
+        order = np.argsort(in_tok, kind="stable")
+        self._in_tok, self._out_tok = in_tok[order], out_tok[order]
 
     def draw(self, in_tok: Ints, rng: np.random.Generator) -> Ints:
         half = _NEIGHBOURS // 2
