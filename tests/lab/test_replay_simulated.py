@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from braid.lab.readers import read_trace
+from braid.lab.replay.content import planned_hit_rate
 from braid.lab.replay.measure import measure
 from braid.lab.replay.plan import PlanOptions, build_plan
 from braid.lab.replay.simulated import simulate_plan
@@ -84,3 +87,18 @@ def test_what_the_engine_would_refuse_is_an_error_row() -> None:
 def test_concurrency_has_no_start_times() -> None:
     with pytest.raises(TraceError, match="needs start times"):
         simulate_plan(plan_of(turns(), arrivals="concurrency", concurrency=1), MACHINE)
+
+
+@pytest.mark.slow
+def test_ample_cache_finds_in_a_real_trace_what_the_plan_says(shared_data: Path) -> None:
+    """Mooncake's conversations at a 32nd of their lengths, so that its blocks of 512 tokens are the engine's of 16."""
+    trace = read_trace(shared_data / "traces/mooncake/conversation_trace.jsonl")
+    plan = build_plan(trace, PlanOptions(length_factor=1 / 32))
+    config = SchedulerConfig(
+        num_blocks=400_000, max_num_seqs=256, max_num_batched_tokens=8192, max_model_len=8192
+    )
+    frame = simulate_plan(plan, Machine(COST, config, "tiny", "float32", {})).frame
+    found = (frame["cached_tokens"] // 16).sum() / (-(-frame["in_tok"] // 16)).sum()
+    assert frame["status"].cast(pl.String).unique().to_list() == ["ok"]
+    assert planned_hit_rate(plan, 16) == pytest.approx(0.366, abs=0.001)
+    assert found == pytest.approx(0.366, abs=0.01)
