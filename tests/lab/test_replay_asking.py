@@ -13,8 +13,8 @@ from braid.lab.replay.asking import Answer, Asker, TargetError, clean, count_at,
 
 def received(connection: socket.socket) -> bytes:
     """A request, whole."""
-    data = b""
-    while b"\r\n\r\n" not in data:
+    data = connection.recv(65536)
+    while data.startswith((b"GET", b"POST")) and b"\r\n\r\n" not in data:
         data += connection.recv(65536)
     length = re.search(rb"Content-Length: (\d+)", data)
     while length and len(data.partition(b"\r\n\r\n")[2]) < int(length[1]):
@@ -117,6 +117,11 @@ def test_a_silent_server() -> None:
 def test_answers_that_are_none(raw: bytes) -> None:
     with answering(raw) as (url, _), pytest.raises(TargetError, match=r"not HTTP|reset|cannot reach"):
         Asker(endpoint(url), None, 10).get("/x")
+
+
+def test_tls_with_a_server_that_speaks_none() -> None:
+    with answering(ok(b"{}")) as (url, _), pytest.raises(TargetError, match=r"TLS|reach"):
+        Asker(endpoint(url.replace("http:", "https:")), None, 10).get("/x")
 
 
 def test_nobody_there() -> None:

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from braid.core.errors import CapacityError
-from braid.lab.replay.bodies import Bodies, header_lines, write_bodies
+from braid.lab.replay.bodies import Bodies, write_bodies
 from braid.lab.replay.content import prompt_words
 from braid.lab.replay.files import REQUEST, Form, History
+from braid.lab.replay.headers import header_lines
 from braid.lab.replay.plan import PLAN_SCHEMA, PlanOptions, ReplayPlan
 from braid.lab.replay.stub import running
 from braid.lab.replay.stub_state import StubOptions
@@ -120,6 +121,22 @@ def test_prompts_are_the_words_of_their_segments(tmp_path: Path) -> None:
     one, two = (written.body(number)["prompt"] for number in (1, 2))
     assert one[:512] == two[:512]
     assert one[512:600] != two[512:]
+
+
+def test_long_prompts_and_many_at_once_are_cut_at_the_right_places(tmp_path: Path) -> None:
+    sizes = [[3000], [5000, 200], [512] * 60, [20_000], [1], [4000, 4000], [100, 9000, 7]]
+    rows = [
+        {
+            "in_tok": sum(toks),
+            "segment_keys": [10 * at + one for one in range(len(toks))],
+            "segment_toks": toks,
+        }
+        for at, toks in enumerate(sizes)
+    ]
+    written = write(tmp_path, plan_of(rows, seed=3), facts_of())
+    for number, row in enumerate(rows):
+        words = prompt_words(row["segment_keys"], row["segment_toks"], 3, 70)
+        assert written.body(number)["prompt"] == (95 + words).tolist()
 
 
 @pytest.mark.parametrize("form", FORMS)

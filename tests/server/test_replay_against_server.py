@@ -55,7 +55,7 @@ def engine(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return engine
 
 
-# The chat template: <|im_start|>user, a line break, "The", the words, <|im_end|>, a line break, and <|im_start|>assistant.
+# By the chat template: <|im_start|>user, "The" and the words, <|im_end|>, <|im_start|>assistant, and line breaks.
 ASKS, ANSWERS = 1 + len("user\nThe"), 1 + len("\n") + 1 + len("assistant\n")
 
 

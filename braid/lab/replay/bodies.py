@@ -1,40 +1,36 @@
 """Every request's bytes, written before the first is sent: what ``files.py`` says lies in a folder.
 
-Nothing is built while the clock runs. Memory does not grow with the plan's tokens: the words of one prompt are made
-at a time, and go to the disk.
+Nothing is built while the clock runs. Memory does not grow with the plan's tokens: the words of a few prompts are
+made at a time, and go to the disk.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
-from braid import __version__
 from braid.core.errors import CapacityError
 from braid.lab.progress import NoProgress, Progress
 from braid.lab.replay.asking import TargetError, endpoint
 from braid.lab.replay.content import prompt_words
 from braid.lab.replay.files import REQUEST, Form, History
 from braid.lab.replay.forms import PATHS, WordBytes, shape
+from braid.lab.replay.headers import common_headers, program_headers
 from braid.lab.replay.history import NONE, previous_turns, waiting_for
 from braid.lab.replay.plan import ReplayPlan
 from braid.lab.replay.target import ServerFacts, Target
 from braid.lab.table import TraceError
 
-PROGRAM_HEADER, FINAL_HEADER = "X-Session-ID", "X-Dynamo-Session-Final"
-"""Which program a request belongs to, and that no turn follows."""
-_UNSAFE = re.compile(r"[^A-Za-z0-9._:-]")
-_LONGEST_ID = 128
 _PLACES = ("headers_at", "head_at", "new_at", "tail_at", "end_at")
 _BUFFER = 2**20
+_BATCH_WORDS = 2**13
+"""Made at once: what is in work stays in a core's cache."""
 _SHOW_EVERY = 256
 _SPARE = 64 * 2**20
 """Left free on the disk for what a run writes."""
@@ -93,7 +89,7 @@ def write_bodies(
     place = endpoint(target.url)
     return Bodies(
         request_line=f"POST {place.root}{PATHS[facts.form]} HTTP/1.1",
-        headers=_common_headers(place.netloc, facts),
+        headers=common_headers(place.netloc, bool(facts.fields.get("stream"))),
         form=facts.form,
         before_reply=prompts.shape.before_reply.decode(),
         after_reply=prompts.shape.after_reply.decode(),
@@ -101,17 +97,6 @@ def write_bodies(
         num_longer=prompts.num_longer,
         notes=prompts.notes(),
     )
-
-
-def _common_headers(netloc: str, facts: ServerFacts) -> str:
-    accept = "text/event-stream" if facts.fields.get("stream") else "application/json"
-    lines = (
-        f"Host: {netloc}",
-        f"User-Agent: braid-lab/{__version__}",
-        "Content-Type: application/json",
-        f"Accept: {accept}",
-    )
-    return "".join(f"{line}\r\n" for line in lines)
 
 
 def _require_room(num_bytes: int, folder: Path) -> None:
@@ -123,26 +108,18 @@ def _require_room(num_bytes: int, folder: Path) -> None:
         )
 
 
-def program_headers(frame: pl.DataFrame) -> list[bytes]:
-    """Each request's own header lines: none for one without a program (a plan calls it by its row), the final mark for
-    a program's last turn."""
-    programs = frame["program"].to_list()
-    lone = (frame["program"] == frame.select(pl.format("row {}", "source_row")).to_series()).to_list()
-    last = {program: number for number, program in enumerate(programs)}
-    return [
-        b"" if lone[number] else header_lines(program, last[program] == number)
-        for number, program in enumerate(programs)
-    ]
+def _from_zero(counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Where each begins and, last, where all end."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def header_lines(program: str, final: bool) -> bytes:
-    """A request's own header lines. Ids come from a trace and may be anything: they can neither end a line nor leave
-    ASCII, and two different ones stay different."""
-    name = _UNSAFE.sub("_", program)[:_LONGEST_ID]
-    if name != program or not name:
-        name = f"{name}.{sha256(program.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
-    last = f"{FINAL_HEADER}: true\r\n" if final else ""
-    return f"{PROGRAM_HEADER}: {name}\r\n{last}".encode()
+def _batches(places: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Cut a row of things that lie between ``places`` into stretches of about ``_BATCH_WORDS``."""
+    start, num = 0, places.size - 1
+    while start < num:
+        stop = max(start + 1, int(np.searchsorted(places, places[start] + _BATCH_WORDS, "right")) - 1)
+        yield start, stop
+        start = stop
 
 
 class _Prompts:
@@ -186,34 +163,42 @@ class _Prompts:
     def write(self, path: Path, progress: Progress) -> npt.NDArray[Any]:
         """Write all bytes; the records of ``requests.npy``."""
         table = self._table()
-        keys, toks = (self._frame[name].to_list() for name in ("segment_keys", "segment_toks"))
-        places = []
+        places = np.zeros((table.size, len(_PLACES)), np.int64)
         at = 0
         with path.open("wb", buffering=_BUFFER) as file:
-            for number, headers in enumerate(self._headers):
+            for number, new in enumerate(self._prompts()):
                 if number % _SHOW_EVERY == 0:
                     progress.update("writing the requests", at, self.num_bytes)
-                new = self._new(number, keys[number], toks[number])
-                pieces = (headers, self.shape.head, new, self._tails[self._out_tok[number]])
+                pieces = (self._headers[number], self.shape.head, new, self._tails[self._out_tok[number]])
                 file.writelines(pieces)
-                ends = [at := at + len(piece) for piece in pieces]
-                places.append((ends[0] - len(headers), *ends))
+                places[number] = [at, *(at := at + len(piece) for piece in pieces)]
         progress.update("writing the requests", at, self.num_bytes)
-        columns = np.array(places, np.int64).reshape(-1, 5).T
-        for name, column in zip(_PLACES, columns, strict=True):
+        for name, column in zip(_PLACES, places.T, strict=True):
             table[name] = column
         assert at == self.num_bytes, "the size was computed before"
         return table
 
-    def _new(self, number: int, keys: list[int], toks: list[int]) -> bytes:
-        """The words of one request."""
-        first, num = int(self._first[number]), int(self._num[number])
-        ends = np.cumsum(toks)
-        used = int(np.searchsorted(ends, first + num)) + 1
-        lengths = np.array(toks[:used], np.int64)
-        numbers = prompt_words(keys[:used], lengths, self._seed, len(self._facts.vocabulary))
-        assert numbers.size >= first + num, "the segments of a prompt sum to its length"
-        return self._coded.first(self._coded.of(numbers[first : first + num]))
+    def _prompts(self) -> Iterator[memoryview]:
+        """The words of each request; those of many short ones are made at once."""
+        keys, toks = (self._frame[name].explode().to_numpy() for name in ("segment_keys", "segment_toks"))
+        segments = _from_zero(self._frame["segment_keys"].list.len().to_numpy())
+        tokens = _from_zero(self._frame["in_tok"].to_numpy())
+        width = self._coded.width
+        for start, stop in _batches(tokens):
+            part = slice(segments[start], segments[stop])
+            words = memoryview(self._words(keys[part], toks[part]))
+            first = (tokens[start:stop] - tokens[start] + self._first[start:stop]) * width
+            last = first + self._num[start:stop] * width
+            for one, other in zip(first.tolist(), last.tolist(), strict=True):
+                yield self._coded.first(words[one:other])
+
+    def _words(self, keys: npt.NDArray[np.int64], toks: npt.NDArray[np.int64]) -> bytes:
+        num_words = len(self._facts.vocabulary)
+        made = (
+            self._coded.of(prompt_words(keys[start:stop], toks[start:stop], self._seed, num_words))
+            for start, stop in _batches(_from_zero(toks))
+        )
+        return b"".join(made)
 
     def _tail(self, num: int) -> bytes:
         fields = {**dict.fromkeys(self._facts.length_fields, num), **self._facts.fields}

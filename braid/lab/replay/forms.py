@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ PATHS: Mapping[Form, str] = {
     "text": "/v1/completions",
     "chat": "/v1/chat/completions",
 }
+
+
+_Bytes = TypeVar("_Bytes", bytes, memoryview)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,6 @@ class WordBytes:
         taken: npt.NDArray[np.bytes_] = self._table[numbers]
         return taken.tobytes()
 
-    def first(self, words: bytes) -> bytes:
+    def first(self, words: _Bytes) -> _Bytes:
         """The words as they stand at the beginning of a prompt or behind an earlier reply."""
         return words[self.skip :]

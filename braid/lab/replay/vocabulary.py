@@ -91,8 +91,8 @@ def _ids(value: Any) -> list[int] | None:
     return ids if good else None
 
 
-def vocabulary_by_ids(tokenizer: RemoteTokenizer) -> Vocabulary:
-    """The words that the tokenizer reads as one token each, with their ids.
+def vocabulary_by_ids(tokenizer: RemoteTokenizer, limit: int | None = None) -> Vocabulary:
+    """The words that the tokenizer reads as one token each, with their ids; ``limit`` is the server's context.
 
     Raises:
         TargetError: too few of them, or it reads them another way when they stand together.
@@ -103,7 +103,8 @@ def vocabulary_by_ids(tokenizer: RemoteTokenizer) -> Vocabulary:
         ids = tokenizer.encode(LEAD + "".join(words))
         return ids[len(lead) :] if ids[: len(lead)] == lead else []
 
-    words = single_words(lambda words: len(tokens(words)))
+    most = _SEQUENCE if limit is None else max(1, min(_SEQUENCE, limit // 2))
+    words = single_words(lambda words: len(tokens(words)), min(most, len(WORDS)))
     together = tokens(words)
     if len(together) != len(words):
         together = [tokens([word])[0] for word in words]
@@ -111,7 +112,7 @@ def vocabulary_by_ids(tokenizer: RemoteTokenizer) -> Vocabulary:
     for _ in range(_MAX_DROPS):
         words = _distinct(words, ids)
         _require(words)
-        sequence = random_words(words, _SEQUENCE, 1)
+        sequence = random_words(words, most, 1)
         broken = _first_broken([ids[word] for word in sequence], tokens(sequence))
         if broken is None:
             return Vocabulary(tuple(words), tuple(ids[word] for word in words))
