@@ -197,7 +197,7 @@ def test_common_headers(tmp_path: Path) -> None:
     lines = written.bodies.headers.split("\r\n")
     assert lines[0] == "Host: [::1]:8000"
     assert lines[-1] == ""
-    assert "Accept: text/event-stream" in lines
+    assert "Accept: text/event-stream, application/json" in lines
     assert not any("uthorization" in line for line in lines)
     assert written.bodies.request_line == "POST /api/v1/completions HTTP/1.1"
 

@@ -17,7 +17,7 @@ _LONGEST_ID = 128
 
 def common_headers(netloc: str, stream: bool) -> str:
     """Header lines of every request, but for its length and the key."""
-    accept = "text/event-stream" if stream else "application/json"
+    accept = "text/event-stream, application/json" if stream else "application/json"
     lines = (
         f"Host: {netloc}",
         f"User-Agent: braid-lab/{__version__}",

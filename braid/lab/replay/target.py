@@ -10,18 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from braid.lab.replay.abilities import (
-    CHECK_TOKENS,
-    NoFormError,
-    Overheads,
-    Speaker,
-    measure_overheads,
-    tells_ids,
-    try_answering,
-)
-from braid.lab.replay.asking import Answer, Asker, TargetError, clean, count_at, dig, endpoint
+from braid.lab.replay.answering import CHECK_TOKENS, tells_ids, try_answering
+from braid.lab.replay.asking import Asker, TargetError, endpoint
+from braid.lab.replay.cards import context_of, find_card, name_of
 from braid.lab.replay.files import Form
 from braid.lab.replay.forms import FORMS
+from braid.lab.replay.speaker import NoFormError, Overheads, Speaker, measure_overheads
 from braid.lab.replay.vocabulary import (
     LEAD,
     RemoteTokenizer,
@@ -34,8 +28,6 @@ from braid.lab.replay.words import WORDS
 
 __all__ = ["ServerFacts", "Target", "TargetError", "Vocabulary", "probe"]
 
-_CONTEXT_NAMES = ("max_model_len", "context_length", "max_context_length", "context_window")
-_MOST_SHOWN = 10
 _COUNTED = 128
 """Words whose tokens are counted, and twice as many."""
 
@@ -105,8 +97,8 @@ def probe(target: Target, form: Form | None = None, *, timeout_s: float = 120.0)
     """
     place = endpoint(target.url)
     asker = Asker(place, target.api_key, timeout_s)
-    card = _card(asker, target.model)
-    limit = _context(asker, card.fields)
+    card = find_card(asker, target.model)
+    limit = context_of(asker, card)
     tokenizer = find_tokenizer(asker, card.model)
     known = None if tokenizer is None else vocabulary_by_ids(tokenizer, limit)
     speaker, vocabulary, overheads = _speaker(asker, card.model, form, known, limit)
@@ -116,7 +108,7 @@ def probe(target: Target, form: Form | None = None, *, timeout_s: float = 120.0)
     return ServerFacts(
         model=card.model,
         max_tokens=limit,
-        server=_name(asker, card),
+        server=name_of(asker, card),
         form=speaker.form,
         vocabulary=vocabulary,
         overhead_tokens=prompt,
@@ -129,74 +121,6 @@ def probe(target: Target, form: Form | None = None, *, timeout_s: float = 120.0)
         fields=answering.fields,
         notes=(*card.notes, *more, *answering.notes),
     )
-
-
-class _Card(NamedTuple):
-    """What a server says of a model; ``header`` is what it says of itself."""
-
-    model: str
-    fields: Mapping[str, Any]
-    header: str
-    notes: tuple[str, ...] = ()
-
-
-def _card(asker: Asker, wanted: str | None) -> _Card:
-    """The card of the model that is wanted.
-
-    Raises:
-        TargetError: there is none, or more than one where none is named.
-    """
-    url = asker.place.url
-    answer = asker.get("/v1/models")
-    header = clean(answer.headers.get("server", ""), 80)
-    listed = dig(answer.json, "data") if answer.ok else None
-    if not isinstance(listed, list):
-        model = _require_way_in(answer, wanted, url)
-        return _Card(model, {}, header, (f"{url}/v1/models lists nothing, it answers {answer.reason}.",))
-    cards = {name: card for card in reversed(listed) if isinstance(name := dig(card, "id"), str)}
-    names = list(reversed(cards))
-    shown = ", ".join(repr(clean(name)) for name in names[:_MOST_SHOWN]) or "nothing"
-    if len(names) > _MOST_SHOWN:
-        shown += f" and {len(names) - _MOST_SHOWN} more"
-    if wanted is not None and wanted not in cards:
-        raise TargetError(f"{url} does not serve {wanted!r}; it serves {shown}")
-    if wanted is None and not _one_model(list(cards.values())):
-        raise TargetError(f"name the model: {url} serves {shown}")
-    name = wanted or names[0]
-    return _Card(name, cards[name], header)
-
-
-def _one_model(cards: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all cards are names of one model."""
-    roots = {card["root"] if isinstance(card.get("root"), str) else card["id"] for card in cards}
-    return len(roots) == 1
-
-
-def _require_way_in(answer: Answer, wanted: str | None, url: str) -> str:
-    if answer.status in (401, 403):
-        raise TargetError(f"{url} wants an API key, or another one: {answer.reason}")
-    if answer.ok or wanted is None:
-        raise TargetError(
-            f"{url}/v1/models answers {answer.reason}; is that the base URL of an OpenAI-compatible server?"
-        )
-    return wanted
-
-
-def _context(asker: Asker, fields: Mapping[str, Any]) -> int | None:
-    """The longest prompt and output together, if the server tells it anywhere."""
-    said = next((said for name in _CONTEXT_NAMES if (said := count_at(fields, name))), None)
-    if said is None and (props := asker.maybe("GET", "/props")) is not None:
-        said = count_at(props.json, "default_generation_settings", "n_ctx")
-    return said or count_at(fields, "meta", "n_ctx")
-
-
-def _name(asker: Asker, card: _Card) -> str:
-    """Name and version, as far as the server tells them."""
-    answer = asker.maybe("GET", "/version")
-    version = None if answer is None else dig(answer.json, "version")
-    owner = card.fields.get("owned_by") if isinstance(version, str) else None
-    parts = (owner, version) if isinstance(owner, str) else (card.header, version)
-    return clean(" ".join(part for part in parts if isinstance(part, str) and part), 80)
 
 
 class _Found(NamedTuple):
