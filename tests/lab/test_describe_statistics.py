@@ -168,7 +168,7 @@ def test_a_daily_rhythm_is_explained_by_the_hour_and_noise_is_not() -> None:
 def test_the_calendar_counts_every_request_once() -> None:
     times = np.sort(rng().uniform(0, 9.3 * 86400, 5000))
     ones = np.ones(5000)
-    found = calendar(times, 10 * ones, np.full(5000, np.nan), float(times[-1]))
+    found = calendar(times, 10 * ones, np.full(5000, np.nan), 0.0, float(times[-1]))
     assert sum(found.per_day) == 5000
     assert len(found.per_day) == 10
     assert len(found.hour_requests) == 24

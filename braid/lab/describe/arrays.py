@@ -122,3 +122,10 @@ def step_index(t_s: np.ndarray, begin_s: float, step_s: float) -> np.ndarray:
 def first_of_runs(values: np.ndarray) -> np.ndarray:
     """Where each run of equal neighbours begins."""
     return np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))[: values.size]
+
+
+def run_sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Sums of whole numbers over the runs that begin at ``first``."""
+    if first.size == values.size:
+        return values
+    return np.diff(np.cumsum(values)[np.append(first[1:], values.size) - 1], prepend=0)

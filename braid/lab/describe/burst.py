@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import digamma, polygamma
 
-from braid.lab.describe.arrays import QUANTILES, Floats, first_of_runs, floats, rounded, step_index
+from braid.lab.describe.arrays import QUANTILES, Floats, first_of_runs, floats, rounded, run_sums, step_index
 
 WINDOW_S = 1200.0
 MIN_GAPS = 50
@@ -108,7 +108,7 @@ class Ticks(NamedTuple):
         """Counts per step from the first arrival on."""
         index = step_index(self.at, self.at[0], step_s)
         first = first_of_runs(index)
-        return Bins(step_s, index[first], np.add.reduceat(self.num, first))
+        return Bins(step_s, index[first], run_sums(self.num, first))
 
 
 class Bins(NamedTuple):
@@ -121,7 +121,7 @@ class Bins(NamedTuple):
     def coarser(self, times: int) -> Bins:
         index = self.places // times
         first = first_of_runs(index)
-        return Bins(self.step_s * times, index[first], np.add.reduceat(self.num, first))
+        return Bins(self.step_s * times, index[first], run_sums(self.num, first))
 
     def idc(self, span_s: float) -> float:
         """``Var(N) / E(N)`` over the full steps in ``span_s``."""
@@ -203,7 +203,7 @@ def windowed_gamma(ticks: Ticks, quantum_s: float = 0.0, window_s: float = WINDO
     """Gamma parameters of the gaps inside each window."""
     index = step_index(ticks.at, ticks.at[0], window_s)
     first = first_of_runs(index)
-    taken, num = index[first], np.add.reduceat(ticks.num, first)
+    taken, num = index[first], run_sums(ticks.num, first)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean, cv, shape_mle = _moments(ticks, first, num, quantum_s)
         shape, scale = 1 / cv**2, mean * cv**2

@@ -184,8 +184,7 @@ def _panel(panel: Panel, table: _Table, rows: _Rows, rng: np.random.Generator) -
     by_clock = None
     if table.has_times and table.t_s[-1] - table.t_s[0] >= CALENDAR_S:
         begin = np.floor(table.t_s[0] / 86400) * 86400
-        times, ins, outs = rows.timed
-        by_clock = calendar(times - begin, ins, outs, float(table.t_s[-1] - begin))
+        by_clock = calendar(*rows.timed, float(begin), float(table.t_s[-1]))
     inputs, outputs = rows.answered()
     return PanelDescription(
         panel=panel,

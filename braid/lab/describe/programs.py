@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from braid.lab.describe.arrays import QUANTILES, Floats, column, floats, ints, rounded
+from braid.lab.describe.arrays import QUANTILES, Floats, column, first_of_runs, floats, ints, rounded
 
 MOST_TURNS = 60
 CURVE_POINTS = 160
@@ -168,28 +169,37 @@ def gaps(frame: pl.DataFrame) -> Gaps | None:
 def growth(frame: pl.DataFrame) -> Growth | None:
     """How prompts grow within programs; None where no program has two turns with known prompts."""
     known = pl.col("program_id").is_not_null() & (pl.col("in_tok") > 0)
-    rows = frame.select("program_id", "turn", "in_tok", "out_tok").filter(known)
-    rows = rows.sort("program_id", "turn", maintain_order=True)
-    last = pl.all().exclude("program_id", "turn").shift(1).over("program_id").name.prefix("last_")
-    rows = rows.with_columns(pl.int_range(1, pl.len() + 1).over("program_id").alias("at"), last)
-    pairs = rows.filter(pl.col("at") > 1)
-    if not pairs.height:
-        return None
-    added = (pairs["in_tok"] - pairs["last_in_tok"]).to_numpy()
-    keeps = (added >= pairs["last_out_tok"].fill_null(0).to_numpy()).mean()
-    by_turn = (
-        rows.filter(pl.col("at") <= MOST_TURNS)
-        .group_by("at")
-        .agg(pl.len(), *(pl.col("in_tok").quantile(q, "linear").alias(str(q)) for q in (0.25, 0.5, 0.75)))
+    rows = (
+        frame.select("program_id", "turn", "in_tok", "out_tok")
+        .filter(known)
+        .with_columns(pl.col("program_id").cast(pl.Categorical).to_physical(), pl.col("out_tok").fill_null(0))
+        .sort("program_id", "turn", maintain_order=True)
     )
+    program, prompt, answer = (rows[name].to_numpy() for name in ("program_id", "in_tok", "out_tok"))
+    follows = program[1:] == program[:-1]
+    if not follows.any():
+        return None
+    added = (prompt[1:] - prompt[:-1])[follows]
+    keeps = (added >= answer[:-1][follows]).mean()
     return Growth(
-        pairs=pairs.height,
+        pairs=added.size,
         keeps_share=rounded(keeps),
         longer_share=rounded((added > 0).mean()),
         verdict=GROWS if keeps > 0.8 else RESTARTS if keeps < 0.2 else MIXED,
         added_quantiles=floats(np.quantile(added, QUANTILES)),
-        by_turn=tuple(floats(row) for row in by_turn.sort("at").iter_rows()),
+        by_turn=tuple(_by_turn(program, prompt)),
     )
+
+
+def _by_turn(program: np.ndarray, prompt: np.ndarray) -> Iterator[Floats]:
+    """Rows of ``Growth.by_turn``; the rows of a program are neighbours, in order of its turns."""
+    first = first_of_runs(program)
+    turn = np.arange(program.size) - np.repeat(first, np.diff(first, append=program.size))
+    early = np.flatnonzero(turn < MOST_TURNS)
+    order = early[np.argsort(turn[early].astype(np.int8), kind="stable")]
+    bounds = np.cumsum(np.bincount(turn[early]))
+    for at, prompts in enumerate(np.split(prompt[order], bounds[:-1]), 1):
+        yield floats((at, prompts.size, *np.quantile(prompts, (0.25, 0.5, 0.75))))
 
 
 def sharing(frame: pl.DataFrame, block_size: int | None, hash_scope: str) -> Sharing | None:

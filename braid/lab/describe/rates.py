@@ -67,11 +67,13 @@ def load_series(t_s: np.ndarray, in_tok: np.ndarray, out_tok: np.ndarray) -> Loa
     return LoadSeries(step_s=step, requests=requests, in_tok=inputs, out_tok=outputs)
 
 
-def calendar(t_s: np.ndarray, in_tok: np.ndarray, out_tok: np.ndarray, last_s: float) -> Calendar:
-    """Load by hour of the day and day of the week, from time 0 to ``last_s``, where the whole trace ends. ``t_s``
-    ascends."""
-    hours = int(last_s // HOUR_S) + 1
-    bounds = _bounds(t_s, HOUR_S * np.arange(hours))
+def calendar(
+    t_s: np.ndarray, in_tok: np.ndarray, out_tok: np.ndarray, begin_s: float, last_s: float
+) -> Calendar:
+    """Load by hour of the day and day of the week, from ``begin_s``, where day 0 begins, to ``last_s``, where the whole
+    trace ends. ``t_s`` ascends."""
+    hours = int((last_s - begin_s) // HOUR_S) + 1
+    bounds = _bounds(t_s, begin_s + HOUR_S * np.arange(hours))
     requests = np.diff(bounds)
     inputs, outputs = sums_between(in_tok, bounds), sums_between(out_tok, bounds)
     whole = max(hours - 1, 1)  # the last hour is partial
