@@ -177,11 +177,13 @@ def hessian(function: Callable[[Floats], float], theta: Floats, step: float = 1e
     return result
 
 
-def _covariance(terms: Callable[[Floats], Floats], theta: Floats, dependent: bool) -> Floats:
-    """Of the estimate: inverse information, or Godambe's with batches of neighbours where terms are dependent."""
+def _spread(terms: Callable[[Floats], Floats], theta: Floats, dependent: bool) -> Floats:
+    """Half of the 95 % interval: by inverse information, or by Godambe's with batches of neighbours where terms are
+    dependent; then with the few batches' own uncertainty (Student's quantile, n / (n - p))."""
     inverse: Floats = np.asarray(np.linalg.pinv(hessian(lambda x: -float(terms(x).sum()), theta)), np.float64)
+    plain = Z95 * np.sqrt(np.maximum(np.diag(inverse), 0))
     if not dependent:
-        return inverse
+        return np.asarray(plain)
     step = 1e-4
     columns = [
         (terms(theta + step * unit) - terms(theta - step * unit)) / (2 * step) for unit in np.eye(theta.size)
@@ -189,10 +191,11 @@ def _covariance(terms: Callable[[Floats], Floats], theta: Floats, dependent: boo
     scores = np.stack(columns, axis=1)
     num = scores.shape[0] // BATCH
     if num < 10:
-        return inverse
+        return np.asarray(plain)
     batches = scores[: num * BATCH].reshape(num, BATCH, -1).sum(axis=1)
-    middle = batches.T @ batches * (scores.shape[0] / (num * BATCH))
-    return np.asarray(inverse @ middle @ inverse)
+    middle = batches.T @ batches * (scores.shape[0] / (num * BATCH)) * (num / (num - theta.size))
+    variances = np.diag(inverse @ middle @ inverse)
+    return np.asarray(stats.t.ppf(0.975, num - theta.size) * np.sqrt(np.maximum(variances, 0)))
 
 
 def fit_law(gaps: Floats, family: str, quantum_s: float = 0.0) -> Law:
@@ -219,7 +222,7 @@ def fit_law(gaps: Floats, family: str, quantum_s: float = 0.0) -> Law:
         options={"xatol": 1e-6, "fatol": 1e-9, "maxiter": 2000},
     )  # fmt: skip
     theta = np.asarray(found.x)
-    half = Z95 * np.sqrt(np.maximum(np.diag(_covariance(terms, theta, dependent=quantum_s > 0)), 0))
+    half = _spread(terms, theta, dependent=quantum_s > 0)
     low, mid, high = (np.exp(np.clip(theta + s * half, -700, 700)) for s in (-1, 0, 1))
     likelihood = float(terms(theta).sum())
     single = family == "exponential"

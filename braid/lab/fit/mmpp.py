@@ -87,18 +87,33 @@ def counts_likelihood(counts: Floats, quantum_s: float, states: int) -> Callable
 
 
 def _starts(data: Observed, states: int) -> list[Floats]:
-    """Rates from quantiles of counts over two window lengths; switching as slow as those windows."""
+    """Rates from groups of counts over two window lengths; switching as slow as those windows.
+
+    The groups must reach the busy state: from rates far too low its counts are as good as impossible, the likelihood is
+    flat there, and no search climbs out.
+    """
     starts = []
     for window in (20 / data.rate, 200 / data.rate):
         counts = data.counts(window)
         if counts.size < 4:
             continue
-        levels = np.quantile(counts, (np.arange(states) + 0.5) / states) / window
+        levels = _groups(counts, states) / window
         levels = np.maximum(levels, data.rate * 0.02 * (1 + np.arange(states)))
         starts.append(np.log(np.r_[levels, np.full(states * (states - 1), 0.3 / window / (states - 1))]))
     return starts or [
         np.log(np.r_[data.rate * np.arange(1, states + 1), np.full(states * (states - 1), 0.1)])
     ]
+
+
+def _groups(counts: Floats, num: int, rounds: int = 20) -> Floats:
+    """Centres of ``num`` groups of counts, rising (Lloyd's rounds on square roots, where Poisson spread is even)."""
+    roots = np.sqrt(counts)
+    centres = np.linspace(roots.min(), roots.max(), num)
+    for _ in range(rounds):
+        group = np.abs(roots[:, None] - centres).argmin(axis=1)
+        size = np.bincount(group, minlength=num)
+        centres = np.where(size > 0, np.bincount(group, roots, minlength=num) / np.maximum(size, 1), centres)
+    return np.asarray(np.sort(centres) ** 2)
 
 
 def _likelihood(data: Observed, states: int) -> tuple[Callable[[Floats], float], int]:
