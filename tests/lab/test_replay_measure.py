@@ -282,7 +282,14 @@ def test_rows_over_time(make_run: Make) -> None:
 
 def test_a_long_drain_makes_no_endless_table(make_run: Make) -> None:
     found = measure(make_run([ok(n, n / 10, (6000.0,), (1,)) for n in range(10)]))
-    assert len(found.windows) == 300
+    assert (len(found.windows), found.window_step_s) == (200, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "rounded"), [(1.0, 1.0), (1.32, 1.5), (8.1, 10.0), (12.0, 15.0), (41.0, 60.0), (130.0, 180.0)]
+)
+def test_steps_have_round_lengths(make_run: Make, step: float, rounded: float) -> None:
+    assert measure(make_run([bad(0, "refused", 30 * step)])).window_step_s == rounded
 
 
 def test_nothing_planned(make_run: Make) -> None:

@@ -71,9 +71,7 @@ def test_a_run_without_an_answer_has_a_page(make_run: Make, outcomes: list[Outco
     assert "<h2>Latency</h2>" in text
     assert "None" not in text
     assert "nan" not in shown(found)
-    assert sentences(found)[0].startswith(
-        f"{len(outcomes)} requests were planned in the measured 1.67 min, and"
-    )
+    assert sentences(found)[0].startswith(f"{len(outcomes)} requests were planned in the measured 1.67 min.")
 
 
 def test_words_from_outside_are_escaped(make_run: Make) -> None:

@@ -137,6 +137,11 @@ class Measures:
     def valid(self) -> bool:
         return self.verdict.valid
 
+    @property
+    def has_programs(self) -> bool:
+        """Programs of more than one turn; without them JCT says no more than E2E."""
+        return self.counts.programs < self.counts.measured
+
     def as_json(self) -> dict[str, Any]:
         """Mappings, lists, words and finite numbers only."""
         plain: dict[str, Any] = _plain(self)
@@ -144,7 +149,7 @@ class Measures:
 
 
 def measure(run: Run, slo: SLO = SLO(), window_step_s: float | None = None) -> Measures:  # noqa: B008 (frozen)
-    """Measure a run; ``window_step_s`` for rows over time of another length than a 30th of the run.
+    """Measure a run; ``window_step_s`` for rows over time of another length (see ``windows``).
 
     Raises:
         TraceError: the rows contradict themselves.

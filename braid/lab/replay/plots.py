@@ -109,7 +109,8 @@ def _latency(found: Measures) -> Figure | None:
             axis.axhline(limit, color=INK, linestyle="--", linewidth=1, label=f"limit {duration(limit)}")
         axis.set(title=name.upper(), ylabel=name.upper())
         axis.legend(loc="lower right", ncols=3, bbox_to_anchor=(1.01, 0.98))
-        _seconds(axis.yaxis, [*middle, *high])
+        near = [limit] if limit is not None and limit < 3 * np.nanmax(high) else []
+        _seconds(axis.yaxis, [*middle, *high, *near])
     axes[0, 0].set_title("TTFT by scheduled time")
     axes[1, 0].set_title("TBT by the time the token came")
     time.finish(axes[:, 0])
@@ -147,7 +148,7 @@ def _distributions(found: Measures) -> Figure | None:
             ("e2e", found.slo.e2e),
             ("jct", found.slo.jct),
         )
-        if found.curves.get(name)
+        if found.curves.get(name) and (name != "jct" or found.has_programs)
     ]
     if not shown:
         return None
@@ -255,6 +256,13 @@ def _ticks(low: float, high: float) -> list[float]:
     fine = [digit * 10.0**power for power in range(-6, 1) for digit in (1, 2, 5)]
     fine += [10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400]
     ticks = [tick for tick in fine if low <= tick <= high]
+    if len(ticks) < 4:
+        ticks += [
+            digit * 10.0**power
+            for power in range(-6, 1)
+            for digit in (3, 7)
+            if low <= digit * 10.0**power <= high
+        ]
     if len(ticks) <= 7:
         return ticks
     coarse = [10.0**power for power in range(-6, 2)] + [60, 600, 3600, 36000]

@@ -115,7 +115,9 @@ def page(found: Measures, pictures: Sequence[Picture]) -> str:
     """The whole page as one HTML document."""
     head = found.head
     server = f" ({head.server})" if head.server else ""
-    under = f"Replay of {_name(head.source)} against {head.url}{server}, {head.model} · {head.started_at}"
+    under = (
+        f"Replay of {_name(head.source)} against {head.url}{server}, {head.model} · {_when(head.started_at)}"
+    )
     parts = [
         f'<h1>{escape(head.label)}</h1>\n<p class="soft">{escape(under)}</p>',
         _banner(found),
@@ -172,13 +174,18 @@ def _windows(found: Measures) -> str:
 
 def _differences(found: Measures) -> str:
     head = found.head
-    notes = [*head.notes, f"History of later turns: {head.history}."]
+    replies = (
+        "a stand-in of the same length for earlier replies"
+        if head.history == "recorded"
+        else "its own replies"
+    )
+    notes = [*head.notes, *([f"Later turns hold {replies}."] if found.has_programs else [])]
     notes += [
         f"{num:,} rows of the trace were not planned: {reason.replace('_', ' ')}."
         for reason, num in head.unsendable.items()
         if num
     ]
-    return _bullets(notes)
+    return _bullets(notes) if notes else '<p class="soft">Nothing that is known.</p>'
 
 
 def _conditions(found: Measures) -> str:
@@ -215,6 +222,12 @@ def _paragraphs(texts: Sequence[str]) -> str:
 
 def _bullets(texts: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+
+
+def _when(started_at: str) -> str:
+    """``2026-03-01 09:00 UTC``."""
+    day, _, time = started_at.partition("T")
+    return f"{day} {time[:5]}{' UTC' if time.endswith(('+00:00', 'Z')) else ''}"
 
 
 def _name(source: str) -> str:

@@ -61,7 +61,7 @@ def card_pairs(found: Measures) -> list[tuple[str, str]]:
         ("TTFT p99", _time(ttft.p99 if ttft else None)),
         ("TPOT p50", _time(tpot.p50 if tpot else None)),
     ]
-    if jct and jct.num < (found.latency["e2e"] or jct).num:
+    if jct and found.has_programs:
         pairs.append(("JCT p50", _time(jct.p50)))
     if rates:
         pairs += [
@@ -83,9 +83,12 @@ def _what(found: Measures) -> Iterator[str]:
     low, high = found.head.window_s
     outside = counts.planned - counts.measured
     rest = f"; {_some(outside, 'more request', 'lies', 'lie')} before or after" if outside else ""
+    programs = (
+        f", and {_some(counts.programs, 'program', 'began', 'began')} in it" if found.has_programs else ""
+    )
     yield (
-        f"{_some(counts.measured, 'request', 'was', 'were')} planned in the measured {duration(high - low)}, and "
-        f"{_some(counts.programs, 'program', 'began', 'began')} in it{rest}."
+        f"{_some(counts.measured, 'request', 'was', 'were')} planned in the measured {duration(high - low)}"
+        f"{programs}{rest}."
     )
     if counts.measured:
         bad = [
@@ -99,7 +102,7 @@ def _what(found: Measures) -> Iterator[str]:
 
 
 def _how_fast(found: Measures) -> Iterator[str]:
-    ttft, tpot, e2e, jct = (found.latency[name] for name in ("ttft", "tpot", "e2e", "jct"))
+    ttft, tpot, jct = (found.latency[name] for name in ("ttft", "tpot", "jct"))
     if ttft:
         yield (
             f"Half of the answers began within {duration(ttft.p50)} of their scheduled time, 99% within "
@@ -107,7 +110,7 @@ def _how_fast(found: Measures) -> Iterator[str]:
         )
     if tpot:
         yield f"After that a token took {duration(tpot.p50)} in the median, and {duration(tpot.p99)} at p99 (TPOT)."
-    if e2e and jct and found.counts.programs < found.counts.measured:
+    if jct and found.has_programs:
         yield (
             f"A program took {duration(jct.p50)} in the median and {duration(jct.p99)} at p99 (JCT of the "
             f"{jct.num:,} programs answered in full; {found.counts.programs_unfinished:,} "
@@ -144,21 +147,24 @@ def _of_requests(slo: SLO) -> SLO:
 
 def _how_true(found: Measures) -> Iterator[str]:
     done = found.achieved
-    if done.cached_share is not None:
-        planned = (
-            f", of {done.planned_cached_share:.1%} that a cache without limit would hold"
-            if done.planned_cached_share is not None
-            else ""
-        )
+    if done.cached_share is not None and (done.cached_share or done.planned_cached_share):
+        planned = ""
+        if done.planned_cached_share is not None:
+            planned = f"; a cache without limit would hold {done.planned_cached_share:.1%}"
         yield f"The server took {done.cached_share:.1%} of the prompt tokens from its cache{planned}."
     if found.refusals.retries:
         yield f"{found.refusals.retries:,} further attempts followed refusals."
 
 
 def latency_rows(found: Measures) -> Rows:
-    """From the scheduled time, then from the send."""
+    """From the scheduled time, then from the send; without what would only be said twice."""
+    skipped = set() if found.has_programs else {"jct"}
+    if found.latency["piece_gap"] == found.latency["tbt"]:
+        skipped.add("piece_gap")
     columns = ("latency", "number", "mean", "p50", "p90", "p99", "max")
-    return Rows(columns, [(name, *_summary(found.latency[key])) for key, name in LATENCIES])
+    return Rows(
+        columns, [(name, *_summary(found.latency[key])) for key, name in LATENCIES if key not in skipped]
+    )
 
 
 def lag_rows(found: Measures) -> Rows:
@@ -192,7 +198,8 @@ def goodput_rows(found: Measures) -> Rows:
             cells.append((limit, f"{round(good.shares[key] * total):,}", percent(good.shares[key])))
     if len(good.shares) > 2:
         cells.append(("all of these", f"{good.kept:,}", percent(good.attainment)))
-    cells.append(("programs answered in full", *_of_programs(found.counts.programs_finished, found)))
+    if found.has_programs:
+        cells.append(("programs answered in full", *_of_programs(found.counts.programs_finished, found)))
     if found.slo.jct is not None:
         limit = f"programs with JCT ≤ {duration(found.slo.jct)}"
         cells.append((limit, *_of_programs(good.programs_kept, found)))

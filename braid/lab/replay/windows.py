@@ -13,6 +13,7 @@ from braid.lab.replay.record import Run
 from braid.lab.replay.samples import Floats, Samples
 
 NUM_STEPS = 30
+ROUND_STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 MAX_STEPS = 300
 
 
@@ -55,17 +56,25 @@ class Window:
 
 
 def windows(run: Run, found: Samples, step_s: float | None = None) -> tuple[float, tuple[Window, ...]]:
-    """The length of a step (a 30th of the time that requests are scheduled in, at least 1 s, and so long that a long
-    drain gives at most 300), and the steps."""
+    """The length of a step and the steps. By itself a 30th of the time that requests are scheduled in, at least 1 s,
+    and so long that a long drain gives at most 300; rounded up."""
     last = _last(found.at, found.end, found.piece_at)
     if last is None:
         return step_s or 1.0, ()
-    step = step_s or max(1.0, (_last(found.at) or 0.0) / NUM_STEPS, last / MAX_STEPS)
+    step = step_s or _rounded(max(1.0, (_last(found.at) or 0.0) / NUM_STEPS, last / MAX_STEPS))
     edges = np.arange(max(1, round(last / step)) + 1) * step
     edges[-1] = max(last, edges[-2] + step / 2)  # the last step takes a short rest in, or is a bit shorter
     columns = _columns(run, found, edges)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return step, tuple(Window(**row) for row in rows)
+
+
+def _rounded(step_s: float) -> float:
+    """The next length that reads well: 1, 1.5, 2 s, ..., 10, 15, 20 s, then minutes alike."""
+    unit = 60.0 if step_s > 40 else 1.0
+    while step_s > unit * ROUND_STEPS[-1]:
+        unit *= 10
+    return next(unit * size for size in ROUND_STEPS if step_s <= unit * size)
 
 
 def _columns(run: Run, found: Samples, edges: Floats) -> dict[str, list[object]]:
