@@ -1,0 +1,162 @@
+"""When will a program come back? A histogram of gaps per level, from all programs down to this one.
+
+Each level shrinks to the one above it: a Dirichlet prior of so many samples' weight, so one gap of a program says a
+little and thirty say nearly all. Bins are even in the logarithm, since gaps spread over five decades. From the
+histogram and the time that a program has been idle follows its index, by which blocks are ranked.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+
+MIN_S, MAX_S = 0.01, 86_400.0
+BINS_PER_DECADE = 6
+DECADES = 7
+EDGES: tuple[float, ...] = (
+    0.0,
+    *(MIN_S * 10 ** (i / BINS_PER_DECADE) for i in range(DECADES * BINS_PER_DECADE + 1)),
+)
+"""Bin i is [EDGES[i], EDGES[i + 1]); gaps above the last edge count into the last bin."""
+NUM_BINS = len(EDGES) - 1
+HALF_LIFE = 256
+"""Samples after which an old one weighs half: habits change."""
+MAX_KEYS = 4096
+
+Shares = Sequence[float]
+
+
+def bin_of(seconds: float) -> int:
+    return min(bisect_right(EDGES, seconds) - 1, NUM_BINS - 1)
+
+
+def _prior() -> tuple[float, ...]:
+    """What is assumed before anything was seen: any decade from 10 ms to a day is as likely."""
+    return tuple(1 / NUM_BINS for _ in range(NUM_BINS))
+
+
+PRIOR = _prior()
+
+
+class GapHistogram:
+    """Counts of gaps, older ones fading."""
+
+    __slots__ = ("_counts", "_scale", "_total", "num")
+
+    def __init__(self) -> None:
+        self._counts = [0.0] * NUM_BINS
+        self._total = 0.0
+        self._scale = 1.0
+        self.num = 0
+
+    def add(self, seconds: float) -> None:
+        # New samples grow instead of old ones shrinking, so that adding touches one bin.
+        self._scale *= 2 ** (1 / HALF_LIFE)
+        self._counts[bin_of(seconds)] += self._scale
+        self._total += self._scale
+        self.num += 1
+        if self._scale > 1e12:
+            self._counts = [count / self._scale for count in self._counts]
+            self._total /= self._scale
+            self._scale = 1.0
+
+    def shrunk_to(self, prior: Shares, weight: float) -> list[float]:
+        """Shares of the bins: the counts, in units of the newest sample, and ``weight`` samples of the prior."""
+        total = self._total / self._scale + weight
+        return [
+            (count / self._scale + weight * share) / total
+            for count, share in zip(self._counts, prior, strict=True)
+        ]
+
+
+class GapModel:
+    """Gaps of all programs, by finish kind, by tool and by program.
+
+    Args:
+        weight: of the level above, in samples.
+        max_keys: tools and programs that are remembered; the least recently seen go.
+    """
+
+    def __init__(self, weight: float = 10.0, max_keys: int = MAX_KEYS) -> None:
+        self._weight = weight
+        self._max_keys = max_keys
+        self._all = GapHistogram()
+        self._levels: OrderedDict[Hashable, GapHistogram] = OrderedDict()
+
+    def add(self, seconds: float, kind: str, tool: str | None, program: Hashable) -> None:
+        """A program has come back after ``seconds``; its last turn had ended by ``kind`` (with a call of ``tool``)."""
+        self._all.add(seconds)
+        for key in _keys(kind, tool, program):
+            histogram = self._levels.setdefault(key, GapHistogram())
+            self._levels.move_to_end(key)
+            histogram.add(seconds)
+        while len(self._levels) > self._max_keys:
+            self._levels.popitem(last=False)
+
+    def gaps(self, kind: str, tool: str | None, program: Hashable) -> Gaps:
+        """What to expect of a turn that has ended so."""
+        shares: Shares = self._all.shrunk_to(PRIOR, self._weight)
+        for key in _keys(kind, tool, program):
+            histogram = self._levels.get(key)
+            if histogram is not None:
+                shares = histogram.shrunk_to(shares, self._weight)
+        return Gaps(shares)
+
+
+def _keys(kind: str, tool: str | None, program: Hashable) -> list[Hashable]:
+    named: list[Hashable] = [("kind", kind)]
+    if tool is not None:
+        named.append(("tool", tool))
+    return [*named, ("program", program)]
+
+
+class Gaps:
+    """A law of gaps, and what it says of a program that has been idle for a while."""
+
+    __slots__ = ("_index", "_later")
+
+    def __init__(self, shares: Shares) -> None:
+        later = [0.0] * (NUM_BINS + 1)
+        for i in reversed(range(NUM_BINS)):
+            later[i] = later[i + 1] + shares[i]
+        self._later = later
+        self._index: list[float | None] = [None] * NUM_BINS
+
+    def returns_within(self, seconds: float, idle_s: float) -> float:
+        """The chance to be back within ``seconds`` from now, after ``idle_s`` without."""
+        still = self._survival(idle_s)
+        return 0.0 if still <= 0 else 1 - self._survival(idle_s + seconds) / still
+
+    def index(self, idle_s: float) -> float:
+        """Returns per second of holding, if held for the best time: the most that
+        P(back within h) / E(time held, at most h) reaches over all h; per second.
+
+        This is the Gittins index of a job that pays when it ends (Gittins 1979): holding the programs of highest index
+        times saved cost per byte saves most, if each is held until it returns or is given up. It falls with idle time
+        where gaps are spread widely, and rises where they are alike.
+        """
+        place = bin_of(idle_s)
+        known = self._index[place]
+        if known is None:
+            known = self._index[place] = self._best(place)
+        return known
+
+    def _survival(self, seconds: float) -> float:
+        place = bin_of(seconds)
+        low, high = EDGES[place], EDGES[place + 1]
+        inside = min(1.0, (seconds - low) / (high - low))
+        return self._later[place] + (self._later[place + 1] - self._later[place]) * inside
+
+    def _best(self, place: int) -> float:
+        """From the bin's middle, over holds to the ends of all later bins."""
+        idle = (EDGES[place] + EDGES[place + 1]) / 2
+        still = before = self._survival(idle)
+        if still <= 0:
+            return 0.0
+        best, held, start = 0.0, 0.0, idle
+        for end, later in zip(EDGES[place + 1 :], self._later[place + 1 :], strict=True):
+            held += (before + later) / 2 * (end - start)
+            best = max(best, (still - later) / held)
+            before, start = later, end
+        return best
