@@ -305,6 +305,19 @@ def test_a_live_turn_has_a_token_even_if_nothing_is_new(tmp_path: Path) -> None:
     assert written.bodies.num_longer == 1
 
 
+def test_a_live_turn_that_was_too_long_is_made_good_by_the_next(tmp_path: Path) -> None:
+    rows = conversation()
+    last = {"in_tok": 64, "turn": 2, "after": [2], "shared_tok": 34, "segment_keys": [1, 2, 3, 4], "group": 0}
+    rows.append({**last, "program": "a", "segment_toks": [20, 4, 6, 34]})
+    facts = facts_of("chat", overhead_tokens=5, turn_overhead_tokens=12)
+    written = write(tmp_path, plan_of(rows), facts, "live")
+    assert written.requests["history_of"].tolist() == [-1, -1, 0, 2]
+    words = [len(written.pieces(number)[2].split()) for number in (0, 2, 3)]
+    # Two pairs of messages, two replies of four, and the template, make up the rest.
+    assert words == [15, 0, 64 - (5 + 15) - (4 + 12) - (4 + 12)]
+    assert written.bodies.num_longer == 1
+
+
 def test_live_history_of_ids_needs_ids(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="return_token_ids"):
         write(tmp_path, plan_of(conversation()), facts_of(), "live")

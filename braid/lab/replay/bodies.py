@@ -135,15 +135,24 @@ class _Prompts:
         self._headers = program_headers(frame)
         self._out_tok = frame["out_tok"].to_list()
         self._tails = {num: self._tail(num) for num in set(self._out_tok)}
-        follows = self._history != NONE
-        self._first = np.where(follows, frame["shared_tok"].to_numpy(), 0)
-        added = np.where(follows, facts.turn_overhead_tokens, facts.overhead_tokens)
-        wanted = frame["in_tok"].to_numpy() - self._first - added
-        least = 1 if facts.form == "ids" else 0
-        self._num = np.maximum(wanted, least)
+        self._first = np.where(self._history != NONE, frame["shared_tok"].to_numpy(), 0)
+        self._num = self._lengths(frame["in_tok"].to_numpy())
         self._first = np.minimum(self._first, frame["in_tok"].to_numpy() - self._num)
-        self.num_longer = int((wanted < least).sum())
         self.num_bytes = self._size()
+
+    def _lengths(self, in_tok: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many words each request adds to what it holds of earlier ones, so that all make its prompt's length."""
+        facts = self._facts
+        least = 1 if facts.form == "ids" else 0
+        wanted = in_tok - facts.overhead_tokens
+        whole = np.maximum(in_tok, facts.overhead_tokens + least)
+        for number in np.flatnonzero(self._history != NONE).tolist():
+            before = self._history[number]
+            held = whole[before] + self._out_tok[before] + facts.turn_overhead_tokens
+            wanted[number] = in_tok[number] - held
+            whole[number] = max(in_tok[number], held + least)
+        self.num_longer = int((wanted < least).sum())
+        return np.maximum(wanted, least)
 
     def notes(self) -> tuple[str, ...]:
         """What is not as planned."""
