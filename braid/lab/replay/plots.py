@@ -33,6 +33,7 @@ STATUS_COLOURS = {
     "unreachable": INK, "rubbish": "#8c5a2b", "unsent": "#e7ebee",
 }  # fmt: skip
 SHADE = "#8896a3"
+MAX_TICKS = 7
 
 
 def draw_run(found: Measures, progress: Progress | None = None) -> tuple[Picture, ...]:
@@ -252,21 +253,19 @@ def _seconds(axis: Any, values: Sequence[float] | np.ndarray) -> None:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round durations within a stretch, fewer where it is long."""
-    fine = [digit * 10.0**power for power in range(-6, 1) for digit in (1, 2, 5)]
-    fine += [10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400]
-    ticks = [tick for tick in fine if low <= tick <= high]
-    if len(ticks) < 4:
-        ticks += [
-            digit * 10.0**power
-            for power in range(-6, 1)
-            for digit in (3, 7)
-            if low <= digit * 10.0**power <= high
-        ]
-    if len(ticks) <= 7:
-        return ticks
-    coarse = [10.0**power for power in range(-6, 2)] + [60, 600, 3600, 36000]
-    return [tick for tick in coarse if low <= tick <= high]
+    """Round durations within a stretch: the densest kind that gives no more than seven."""
+    chosen: list[float] = []
+    for digits, longer in (
+        ((1, 2, 3, 5, 7), (10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 420, 600, 900, 1200, 1800, 2700, 3600)),
+        ((1, 2, 5), (10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400)),
+        ((1, 3), (10, 30, 60, 180, 600, 1800, 3600, 10800, 36000, 86400)),
+        ((1,), (10, 60, 600, 3600, 36000)),
+    ):
+        kind = [digit * 10.0**power for power in range(-6, 1) for digit in digits] + [*longer]
+        chosen = [tick for tick in kind if low <= tick <= high]
+        if len(chosen) <= MAX_TICKS:
+            break
+    return chosen
 
 
 PLOTS: tuple[Plot[Measures], ...] = (
