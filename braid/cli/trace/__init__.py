@@ -13,9 +13,12 @@ from braid.cli.trace.describe import describe
 from braid.cli.trace.fit import fit
 from braid.cli.trace.generate import generate
 from braid.cli.trace.load import load
+from braid.cli.trace.replay import replay
+from braid.cli.trace.report import report
 from braid.cli.trace.scale import scale
 from braid.cli.trace.split import split
 from braid.cli.trace.stub import stub
+from braid.cli.trace.versus import versus
 
 trace = App(
     name="trace",
@@ -27,6 +30,9 @@ trace.command(compare)
 trace.command(describe)
 trace.command(fit)
 trace.command(generate)
+trace.command(replay)
 trace.command(scale)
 trace.command(stub)
 trace.command(split)
+trace.command(report)
+trace.command(versus)

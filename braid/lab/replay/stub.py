@@ -25,7 +25,7 @@ from braid.lab.replay.stub_words import REPLY, reply_text, usage_bytes
 GENERATION = {"/v1/completions": False, "/v1/chat/completions": True}
 """Paths, and whether they are a chat's."""
 TIMER_S = 0.0005
-"""Timers may be early by so much: event loops count in milliseconds."""
+"""Timers are set late by so much, and may be early by as much: event loops count in milliseconds."""
 PROGRAM, KEY = b"x-session-id", b"authorization"
 NUM_WORDS = len(REPLY)
 
@@ -207,13 +207,16 @@ class Reply:
         if left <= TIMER_S:
             self._tick()
         else:
-            self._timer = asyncio.get_running_loop().call_later(left, self._tick)
+            self._timer = asyncio.get_running_loop().call_later(left + TIMER_S, self._tick)
 
     def _tick(self) -> None:
+        now = time.monotonic()
+        if self._due > now + TIMER_S:
+            self._wait()
+            return
         if not self._body.stream:
             self._all_at_once()
             return
-        now = time.monotonic()
         out: list[bytes] = []
         if self._at == 0:
             out += (_STREAM, self._stub.pieces[self._is_chat].first)
