@@ -64,7 +64,8 @@ def test_gaps_alone_make_a_chain() -> None:
     graph = _graph(*rows)
     assert _waits(graph) == {1: {0}, 2: {1}}
     assert graph.delay_s.tolist() == [0, 3, 5.5]
-    assert not graph.clocked.any() and not graph.recorded.any()
+    assert not graph.clocked.any()
+    assert not graph.recorded.any()
 
 
 def test_a_negative_gap_without_times_is_overlap_too() -> None:
@@ -115,7 +116,8 @@ def test_sub_agents_hang_on_the_turn_that_had_ended_and_the_parent_waits_for_tho
     assert graph.delay_s.tolist() == [0, 5, 4, 7, 4, 28]
     assert graph.begin_s.tolist() == [0, 10, 16, 12, 24, 100]
     assert set(graph.group.tolist()) == {0}
-    assert not graph.adrift.any() and graph.recorded.all()
+    assert not graph.adrift.any()
+    assert graph.recorded.all()
 
 
 def test_a_sub_agent_of_a_sub_agent_does_not_start_before_its_parent() -> None:
@@ -200,7 +202,7 @@ def _frames(draw: st.DrawFn) -> pl.DataFrame:
         program = draw(names)
         row = {
             "program_id": program,
-            "parent_id": above.get(program),
+            "parent_id": above.get(program or ""),
             "e2e_s": draw(number),
             "gap_before_s": draw(gap),
         }
@@ -210,7 +212,7 @@ def _frames(draw: st.DrawFn) -> pl.DataFrame:
     return conform(pl.DataFrame(rows, infer_schema_length=None))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(_frames(), st.sampled_from([0.0, 1.0, 5.0]), st.randoms(use_true_random=False))
 def test_every_graph_can_be_played(frame: pl.DataFrame, quantum_s: float, random: Any) -> None:
     graph = graph_of(frame, quantum_s)
@@ -220,12 +222,14 @@ def test_every_graph_can_be_played(frame: pl.DataFrame, quantum_s: float, random
         assert (each.rank[each.awaited] < each.rank[each.waiter]).all()
         assert (each.group[each.awaited] == each.group[each.waiter]).all()
         assert (each.begin_s[each.awaited] <= each.begin_s[each.waiter]).all()
-        assert (each.delay_s >= 0).all() and np.isfinite(each.delay_s).all()
+        assert (each.delay_s >= 0).all()
+        assert np.isfinite(each.delay_s).all()
         assert (each.end_s >= each.begin_s).all()
         waits = set(each.waiter.tolist())
         assert all(row in waits or each.delay_s[row] == 0 for row in range(frame.height))
     left = without(graph, gone)
-    assert not gone[left.waiter].any() and not gone[left.awaited].any()
+    assert not gone[left.waiter].any()
+    assert not gone[left.awaited].any()
     for program in frame["program_id"].drop_nulls().unique():
         assert (
             len(set(graph.group[(frame["program_id"] == program).fill_null(False).to_numpy()].tolist())) == 1

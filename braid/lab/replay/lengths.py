@@ -16,6 +16,7 @@ Flags = NDArray[np.bool_]
 
 ZERO_INPUT, TOO_LONG, FAILED_SKIPPED = "zero_input", "too_long", "failed_skipped"
 _NEIGHBOURS = 64
+_LIKE = 1.25
 NEVER = -1
 
 
@@ -85,8 +86,8 @@ def _notes(failed: Flags, cancelled: Flags, unknown: Flags, empty: Flags, how: s
 
 
 def drawn_outputs(trace: pl.DataFrame, asked: pl.DataFrame, rng: np.random.Generator) -> Ints:
-    """For each of ``asked`` the output length of a random answered request among those whose prompts are nearest in
-    length, of the same model and kind where these have been answered often enough.
+    """For each of ``asked`` the output length of a random answered request with a prompt of like length (within 25 %,
+    and where these are few the nearest ones too), of the same model and kind where these were answered often enough.
 
     Raises:
         TraceError: nothing was answered.
@@ -120,9 +121,10 @@ class _Pool:
         self._in_tok, self._out_tok = in_tok[order], out_tok[order]
 
     def draw(self, in_tok: Ints, rng: np.random.Generator) -> Ints:
-        half = _NEIGHBOURS // 2
-        low = np.maximum(np.searchsorted(self._in_tok, in_tok, "left") - half, 0)
-        high = np.minimum(np.searchsorted(self._in_tok, in_tok, "right") + half, self._in_tok.size)
+        low = np.searchsorted(self._in_tok, in_tok / _LIKE, "left")
+        high = np.searchsorted(self._in_tok, in_tok * _LIKE, "right")
+        more = np.where(high - low < _NEIGHBOURS, _NEIGHBOURS // 2, 0)
+        low, high = np.maximum(low - more, 0), np.minimum(high + more, self._in_tok.size)
         return np.asarray(self._out_tok[rng.integers(low, high)])
 
 

@@ -34,12 +34,13 @@ Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 _BLOCK, _PROMPT, _REPLY = 1, 2, 3
+_LEAST_BLOCK = 16
 
 
 def stream_keys(kind: int, numbers: Ints) -> Ints:
     """Keys of streams: 63 bits, different for different kinds and numbers but for one chance in 2**63."""
-    salt = mix(np.array([kind], np.uint64))[0]
-    return (mix(mix(numbers.astype(np.int64).view(np.uint64)) ^ salt) >> np.uint64(1)).view(np.int64)
+    salt = np.uint64(kind << 60)
+    return (mix(mix(numbers.astype(np.int64).view(np.uint64)) + salt) >> np.uint64(1)).view(np.int64)
 
 
 class Segments(NamedTuple):
@@ -385,7 +386,8 @@ def _counts(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
 def _grain(counts: pl.Series) -> int:
     """Tokens of the blocks that a source counts in; 1 where it counts tokens."""
     said = counts.drop_nulls().to_numpy()
-    return max(int(np.gcd.reduce(said)), 1) if said.size else 1
+    grain = int(np.gcd.reduce(said)) if said.size else 1
+    return grain if grain >= _LEAST_BLOCK else 1
 
 
 def _sources(rows: Rows) -> Ints:
