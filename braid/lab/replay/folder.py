@@ -53,7 +53,8 @@ class Folder:
     """
 
     def __init__(self, path: Path) -> None:
-        assert _RECORD.size == REQUEST.itemsize and Request._fields == _NAMES
+        assert _RECORD.size == REQUEST.itemsize
+        assert Request._fields == _NAMES
         self.path = path
         self.spec = _spec(path / "run.json")
         self.requests = _array(path / "requests.npy", REQUEST)

@@ -25,7 +25,7 @@ import numpy as np
 
 from braid.core.errors import BraidError
 from braid.lab.replay.answer import Answer, one_line
-from braid.lab.replay.busy import Busy
+from braid.lab.replay.busy import Busy, ThreadCounts
 from braid.lab.replay.connection import Connection
 from braid.lab.replay.exchange import BYTES_PER_TOKEN, MIN_MAX_BYTES, Exchange, parse_retry_after
 from braid.lab.replay.folder import Bodies, Folder
@@ -77,7 +77,8 @@ class Sender:
             num_slots=None if spec.slots is None else spec.slots[number],
             stop_on_failure=spec.stop_on_failure,
         )
-        self._busy = Busy(loop)
+        self._thread = ThreadCounts()
+        self._busy = Busy(loop, self._thread)
         limit = connection_limit(spec, self._schedule.remaining)
         self._pool = Pool(spec, loop, self, self._unreachable, limit)
         self._bodies = Bodies(folder, None)
@@ -291,6 +292,7 @@ class Sender:
             if timer is not None:
                 timer.cancel()
         self._pool.close()
+        self._thread.close()
         self._beat(self._now())
         self._finished()
 
