@@ -29,9 +29,10 @@ def prove(
     *,
     idc_slack: float = IDC_SLACK,
     seed: int = 7,
+    runs: int = RUNS,
     progress: Progress | None = None,
 ) -> Proof:
-    """Generate up to ``RUNS`` times the held-out part's length and compare.
+    """Generate ``runs`` times the held-out part's length (fewer past ``MAX_REQUESTS``) and compare.
 
     Args:
         profile: fitted to ``train`` alone.
@@ -42,7 +43,7 @@ def prove(
     progress = progress or NoProgress()
     timeless = any(stream.arrivals is None for stream in profile.streams)
     kinds: tuple[ArrivalsFrom, ...] = ("chosen",) if timeless else get_args(ArrivalsFrom)
-    plan = _timeless(train, seed) if timeless else _timed(profile, held_out, seed)
+    plan = _timeless(train, seed) if timeless else _timed(profile, held_out, seed, runs)
     proof: dict[str, tuple[Row, ...]] = {}
     for place, kind in enumerate(kinds):
         progress.update("comparing with the held-out part", place, len(kinds))
@@ -51,11 +52,11 @@ def prove(
     return proof
 
 
-def _timed(profile: Profile, held_out: Part, seed: int) -> Plan:
+def _timed(profile: Profile, held_out: Part, seed: int, runs: int) -> Plan:
     spans = held_out.covered or spans_of(held_out.trace)
     length = spans[-1][1] - spans[0][0]
-    runs = RUNS if profile.rate is None else np.clip(MAX_REQUESTS // (profile.rate * length), 1, RUNS)
-    return Plan(seed=seed, span_s=float(length * runs))
+    most = runs if profile.rate is None else max(1, int(MAX_REQUESTS // (profile.rate * length)))
+    return Plan(seed=seed, span_s=length * min(runs, most))
 
 
 def _timeless(train: Part, seed: int) -> Plan:

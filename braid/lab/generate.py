@@ -6,16 +6,17 @@ never touched. The same seed gives the same requests whatever becomes of them; c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from braid.lab.blocks import BlockWriter
+from braid.lab.crowd import Crowd
 from braid.lab.distance import Floats
 from braid.lab.fit.arrivals import ArrivalModel
 from braid.lab.fit.outcomes import failure_shares, loads
@@ -100,6 +101,12 @@ def _model(stream: Stream, which: ArrivalsFrom, rate: float | None) -> ArrivalMo
     if which == "chosen":
         return stream.arrivals.chosen
     return next(model for model in stream.arrivals.baselines if model.name == which)
+
+
+class _Frames(Protocol):
+    def until(self, horizon: float, last: bool) -> pl.DataFrame:
+        """Rows before ``horizon`` that were not given out yet, in order; all that are left where it is the ``last``."""
+        ...
 
 
 class _Source:
@@ -202,28 +209,40 @@ def generate(profile: Profile, plan: Plan, progress: Progress | None = None) -> 
 
     Raises:
         ProfileError: no limit given, a rate or limit that is not positive, or a profile without a law of arrivals and
-            no rate.
+            no rate; baselines of a profile of clients.
     """
     progress = progress or NoProgress()
     _check(plan)
-    rates = [s.arrivals.rate * s.requests_per_start if s.arrivals else None for s in profile.streams]
-    total = sum(rate for rate in rates if rate is not None)
-    target = plan.rate or total
-    if any(rate is None for rate in rates) and plan.rate is None:
+    own = profile.rate
+    target = plan.rate or own
+    if target is None or (plan.rate is None and any(stream.arrivals is None for stream in profile.streams)):
         raise ProfileError("the profile has no law of arrivals (its source has no times): give a rate")
     expected = plan.span_s * target if plan.span_s else float(plan.num_requests or 0)
     step = CHUNK_REQUESTS / target if expected > CHUNK_REQUESTS else (plan.span_s or 1.2 * expected / target)
-    seeds = np.random.SeedSequence(plan.seed).spawn(len(profile.streams))
+    seed = np.random.SeedSequence(plan.seed)
+    if profile.clients is None:
+        sources: Sequence[_Frames] = _streams(profile, plan, step, seed)
+    elif plan.arrivals == "chosen":
+        sources = [Crowd(profile.clients, *scaling(target, profile.clients.rate), seed)]
+    else:
+        raise ProfileError("a profile of clients has no baselines, only its own arrivals")
+    yield from _merged(sources, plan, step, expected, progress)
+
+
+def _streams(profile: Profile, plan: Plan, step: float, seed: np.random.SeedSequence) -> list[_Source]:
+    """One source per stream, each with its share of the rate."""
+    rates = [s.arrivals.rate * s.requests_per_start if s.arrivals else None for s in profile.streams]
+    total = sum(rate for rate in rates if rate is not None)
     counted = [s.num * s.requests_per_start for s in profile.streams]
     sources = []
     for i, (stream, rate) in enumerate(zip(profile.streams, rates, strict=True)):
         share = rate / total if rate and None not in rates else counted[i] / sum(counted)
-        sources.append(_Source(stream, plan, share, step, seeds[i]))
-    yield from _merged(sources, plan, step, expected, progress)
+        sources.append(_Source(stream, plan, share, step, seed.spawn(1)[0]))
+    return sources
 
 
 def _merged(
-    sources: list[_Source], plan: Plan, step: float, expected: float, progress: Progress
+    sources: Sequence[_Frames], plan: Plan, step: float, expected: float, progress: Progress
 ) -> Iterator[pl.DataFrame]:
     done, horizon, last = 0, 0.0, False
     left = plan.num_requests
@@ -261,6 +280,10 @@ def info(profile: Profile, plan: Plan) -> TraceInfo:
         notes.append(
             f"Rate {plan.rate:g}/s from {profile.rate:.4g}/s: {copies} independent copies superposed, each program "
             f"kept with chance {keep:.4g}; gaps within programs untouched."
+        )
+    if profile.clients:
+        notes.append(
+            f"{len(profile.clients.clients)} clients superposed; after {profile.clients.span_s:g} s all begins anew."
         )
     if profile.t_quantum_s and any(stream.arrivals for stream in profile.streams):
         notes.append(

@@ -11,7 +11,9 @@ from braid.cli.trace.load import JsonOut
 
 
 def generate(
-    profile: Annotated[Path, Parameter(help="A profile that braid trace fit wrote.")],
+    profile: Annotated[
+        Path, Parameter(help="A profile that braid trace fit wrote, or a folder of ServeGen's clients.")
+    ],
     *,
     out: Annotated[Path, Parameter(help="Write the trace here, as parquet.")],
     span: Annotated[float | None, Parameter(help="Seconds of traffic.", show_default="none")] = None,

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from braid.lab.compare import Row
 from braid.lab.fidelity import Proof
+from braid.lab.fit.clients import Clients
 from braid.lab.fit.profile import Profile, Stream
 
 
@@ -18,6 +19,8 @@ def show_profile(profile: Profile, out: Path) -> None:
     for what, stream in (("requests", profile.requests), ("programs", profile.programs)):
         if stream is not None:
             _show_stream(console, what, stream)
+    if profile.clients is not None:
+        _show_clients(console, profile.clients)
     for note in profile.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"profile kept as {out}", markup=False, highlight=False, soft_wrap=True)
@@ -42,6 +45,22 @@ def _show_stream(console: Console, what: str, stream: Stream) -> None:
             law_cells += [found[0].family, f"{found[0].ks:.3f}"] if found else ["-", "-"]
         laws.add_row(mix.model or "-", mix.kind or "-", f"{mix.share:.1%}", *law_cells)
     console.print(laws)
+
+
+def _show_clients(console: Console, clients: Clients) -> None:
+    """The busiest first."""
+    rates = sorted(
+        ((sum(window.rate for window in each.windows), each) for each in clients.clients),
+        key=lambda pair: -pair[0],
+    )
+    total = sum(rate for rate, _ in rates) or 1.0
+    title = f"{len(rates)} clients, {clients.rate:.4g} requests/s over {clients.span_s / 3600:.1f} h"
+    table = Table(
+        "client", "share", "busy windows", "windows with lengths", title=title, title_justify="left"
+    )
+    for rate, each in rates[:10]:
+        table.add_row(str(each.number), f"{rate / total:.1%}", str(len(each.windows)), str(len(each.periods)))
+    console.print(table)
 
 
 def show_rows(rows: list[Row]) -> None:

@@ -10,10 +10,13 @@ import numpy as np
 from braid.core.errors import BraidError
 from braid.lab.compare import Row
 from braid.lab.fit.arrivals import FittedArrivals
+from braid.lab.fit.clients import Clients, clients_of
 from braid.lab.fit.lengths import LengthLaw, Table
 from braid.lab.fit.outcomes import Outcomes
 from braid.lab.fit.programs import ProgramLaws
 from braid.lab.fit.reuse import Reuse
+from braid.lab.progress import Progress
+from braid.lab.readers.servegen import is_profile, read_profile
 
 VERSION = 1
 
@@ -99,6 +102,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         t_quantum_s: of the source's clock; generated times lie anywhere between its ticks.
         held_out: how generated traces met data that the fit did not see, where there was some: rows of ``compare`` per
             kind of arrivals.
+        clients: traffic told client by client, instead of by streams.
     """
 
     version: int
@@ -111,6 +115,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     requests: Stream | None = None
     programs: Stream | None = None
     t_quantum_s: float = 0.0
+    clients: Clients | None = None
     held_out: dict[str, tuple[Row, ...]] = {}
 
     @property
@@ -123,6 +128,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         rates = [
             stream.arrivals.rate * stream.requests_per_start for stream in self.streams if stream.arrivals
         ]
+        rates += [self.clients.rate] if self.clients else []
         return sum(rates) if rates else None
 
 
@@ -145,12 +151,47 @@ def _plain(value: object) -> object:
     raise NotImplementedError(f"{type(value).__name__} in a profile")
 
 
+def servegen_profile(folder: Path, progress: Progress | None = None) -> Profile:
+    """A folder of ServeGen's clients as a profile.
+
+    Raises:
+        TraceError: no client file, or no usable window.
+        ProfileError: no client is ever busy.
+    """
+    source = read_profile(folder, progress)
+    clients = clients_of(source)
+    if not clients.rate:
+        raise ProfileError(f"{folder}: every client is idle in every window")
+    bare = sum(not client.periods for client in clients.clients)
+    notes = [
+        f"{len(clients.clients)} clients, each with its own rate, gaps and lengths.",
+        "Gap laws are scaled to the stated rates.",
+        "Prompt and output lengths are independent in the source, and reasoning is not told apart.",
+        *(f"{finding.name}: {finding.text}" for finding in source.findings),
+    ]
+    if bare:
+        notes.append(f"{bare} clients have no lengths of their own: they get those of all together.")
+    return Profile(
+        version=VERSION,
+        source=folder.name,
+        data_sha256=source.sha256,
+        span_s=clients.span_s,
+        licence=source.licence,
+        citation=source.citation,
+        notes=tuple(notes),
+        clients=clients,
+    )
+
+
 def load_profile(path: Path) -> Profile:
-    """Read what ``save_profile`` wrote.
+    """Read what ``save_profile`` wrote, or a folder of ServeGen's clients.
 
     Raises:
         ProfileError: no such file, not JSON, not a profile, another version.
+        TraceError: see ``servegen_profile``.
     """
+    if path.is_dir() and is_profile(path):
+        return servegen_profile(path)
     try:
         raw = path.read_bytes()
         head = msgspec.json.decode(raw)

@@ -122,7 +122,7 @@ def _known() -> str:
 def _read_folder(folder: Path, progress: Progress) -> Trace:
     if servegen.is_profile(folder):
         raise TraceError(
-            f"{folder}: is a ServeGen profile: laws, no requests; braid.lab.readers.read_profile reads it"
+            f"{folder}: is a ServeGen profile: laws, no requests; braid trace generate and braid trace fit take it"
         )
     files = sorted([*folder.glob("*.json"), *folder.glob("*.json.gz")])
     if not files or not weka.is_session(files[0]):
