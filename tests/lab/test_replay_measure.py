@@ -158,7 +158,10 @@ def test_in_concurrency_mode_an_unscheduled_turn_lies_where_its_group_stopped(ma
     found = measure(make_run(outcomes, plan, plan={"arrivals": "concurrency"}, window_s=(0.0, 10.0)))
     assert (found.counts.measured, found.counts.unplaced) == (2, 1)
     assert found.goodput.attainment == 0.5
-    assert any("1 request has no time" in text for text in found.verdict.warnings)
+    assert any("1 request was never reached" in text for text in found.verdict.warnings)
+    head = {"plan": {"arrivals": "concurrency"}, "window_s": (0.0, 10.0), "stopped": "Ctrl-C"}
+    stopped = measure(make_run(outcomes, plan, **head))
+    assert (stopped.counts.measured, stopped.counts.unplaced) == (1, 2)
 
 
 def test_a_client_late_by_200_ms_says_so(make_run: Make, busy_run: Make) -> None:

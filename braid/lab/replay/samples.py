@@ -107,17 +107,16 @@ def samples(run: Run) -> Samples:
 
 
 def planned_at(run: Run) -> Floats:
-    """When each request was scheduled, or would have been: ``start_s`` of the plan, but in concurrency mode, whose plan
-    has no clock, the last time that a request of its group was scheduled; NaN where no request of it was."""
+    """When each request was scheduled, or would have been; NaN for one that belongs nowhere.
+
+    One that never was lies where the plan has it. In concurrency mode the plan has no clock: it lies where a request
+    of its group was scheduled last, unless the run was stopped, since then its turn had not come.
+    """
     planned = pl.col("start_s")
     if run.head.plan.get("arrivals") == "concurrency":
-        planned = pl.col("scheduled_s").max().over("group")
-    return (
-        run.frame.select(pl.coalesce(pl.col("scheduled_s").fill_nan(None), planned).cast(pl.Float64))
-        .to_series()
-        .fill_null(float("nan"))
-        .to_numpy()
-    )
+        planned = pl.lit(None) if run.head.stopped else pl.col("scheduled_s").max().over("group")
+    known = pl.coalesce(pl.col("scheduled_s").fill_nan(None), planned).cast(pl.Float64)
+    return run.frame.select(known).to_series().fill_null(float("nan")).to_numpy()
 
 
 def kept(found: Samples, slo: SLO) -> np.ndarray:

@@ -82,7 +82,7 @@ def _what(found: Measures) -> Iterator[str]:
     counts, outcomes = found.counts, found.measured_outcomes
     low, high = found.head.window_s
     outside = counts.planned - counts.measured
-    rest = f"; {_some(outside, 'more request', 'lies', 'lie')} before or after" if outside else ""
+    rest = f"; {_some(outside, 'more request', 'lies', 'lie')} outside of it" if outside else ""
     programs = (
         f", and {_some(counts.programs, 'program', 'began', 'began')} in it" if found.has_programs else ""
     )
@@ -134,10 +134,10 @@ def _how_good(found: Measures) -> Iterator[str]:
         return
     if any(getattr(found.slo, name) is not None for name in ("ttft", "tpot", "e2e")):
         rate = "" if good.per_s is None else f", a goodput of {number(good.per_s, 3)} requests/s"
-        yield f"{good.attainment:.1%} of all planned requests kept {limits_of(_of_requests(found.slo))}{rate}."
+        yield f"{good.attainment:.1%} of the window's planned requests kept {limits_of(_of_requests(found.slo))}{rate}."
     if found.slo.jct is not None and good.program_attainment is not None:
         yield (
-            f"{good.program_attainment:.1%} of all programs were answered in full with JCT ≤ {duration(found.slo.jct)}."
+            f"{good.program_attainment:.1%} of its programs were answered in full with JCT ≤ {duration(found.slo.jct)}."
         )
 
 

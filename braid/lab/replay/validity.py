@@ -118,10 +118,7 @@ def _outputs(head: RunHead, found: Samples, done: Achieved) -> Iterator[str]:
         yield f"{empty:,} {'answer' if empty == 1 else 'answers'} ended well without a single token: no TTFT."
     unplaced = int(np.isnan(found.at).sum())
     if unplaced:
-        yield (
-            f"{unplaced:,} {'request has' if unplaced == 1 else 'requests have'} no time, since nothing of the program "
-            "was reached: counted as planned, but in no window."
-        )
+        yield f"{_requests(unplaced)} never reached: planned, but in no window."
 
 
 def _requests(num: int) -> str:
