@@ -14,9 +14,12 @@ import pytest
 
 from braid.cli import main
 from braid.cli.trace.describe import spark
+from braid.core.errors import BraidError
 from braid.lab.describe.arrays import QUANTILES
 from braid.lab.describe.description import Description, describe
-from braid.lab.figures import draw_all, duration
+from braid.lab.figures import draw_all, draw_plots, duration
+from braid.lab.figures.process import DrawingProcess
+from braid.lab.figures.trace import PLOTS
 from braid.lab.page import page
 from braid.lab.readers import read_trace
 from braid.lab.table import Trace, TraceInfo, conform, save
@@ -142,6 +145,35 @@ def test_everything_is_described_and_drawn(described: Description) -> None:
     ]  # fmt: skip
     assert all(picture.png.startswith(b"\x89PNG") for picture in pictures)
     json.dumps(described.as_json(), allow_nan=False)
+
+
+def test_a_second_process_draws_the_same(described: Description) -> None:
+    with DrawingProcess() as beside:
+        beside.show(described)
+        drawn = {name: beside.draw(name) for name in ("growth", "failures")}
+    own = {picture.name: picture.png for picture in draw_all(described)}
+    assert drawn == {name: own[name] for name in drawn}
+
+
+def test_two_draw_every_figure_once(described: Description) -> None:
+    plots, asked = [plot for plot in PLOTS if plot.name in ("turns", "growth", "failures")], []
+
+    def beside(name: str) -> bytes:
+        asked.append(name)
+        return b"" if name == "failures" else b"drawn elsewhere"
+
+    pictures = draw_plots(plots, described, beside=beside)
+    assert asked[0] == "failures"
+    assert [picture.name for picture in pictures] == ["turns", "growth"]
+    elsewhere = {picture.name for picture in pictures if picture.png == b"drawn elsewhere"}
+    assert elsewhere == set(asked) - {"failures"}
+
+
+def test_a_process_that_ends_early_says_so(described: Description) -> None:
+    with DrawingProcess() as beside:
+        beside.show(described)
+        with pytest.raises(BraidError, match="ended early"):
+            beside.draw("no such plot")
 
 
 class _Links(HTMLParser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from braid.lab.describe.description import Description
+    from braid.lab.figures.process import DrawingProcess
     from braid.lab.progress import Progress
     from braid.lab.tables import Rows
 
 TICKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 60
+MANY_ROWS = 500_000
+"""From here on describing takes long enough for a second process to get ready to draw meanwhile."""
 
 
 def describe(
@@ -37,12 +41,17 @@ def describe(
     from braid.cli.trace.console import ConsoleProgress
     from braid.cli.trace.reading import write_json
     from braid.lab.describe.description import describe as described
+    from braid.lab.figures.process import DrawingProcess
     from braid.lab.readers import read_trace
 
-    with ConsoleProgress() as progress:
-        description = described(read_trace(file, format, progress), progress, seed)
+    with ExitStack() as stack:
+        progress = stack.enter_context(ConsoleProgress())
+        trace = read_trace(file, format, progress)
+        many = out is not None and trace.num_requests >= MANY_ROWS
+        beside = stack.enter_context(DrawingProcess()) if many else None
+        description = described(trace, progress, seed)
         if out is not None:
-            write_folder(description, out, progress)
+            write_folder(description, out, progress, beside)
     show(description)
     if out is not None:
         print(f"figures and page: {out / 'page.html'}")
@@ -50,8 +59,13 @@ def describe(
         write_json(description.as_json(), json)
 
 
-def write_folder(description: Description, folder: Path, progress: Progress | None = None) -> None:
-    """Figures, page and JSON into ``folder``, which is made if it is not there.
+def write_folder(
+    description: Description,
+    folder: Path,
+    progress: Progress | None = None,
+    beside: DrawingProcess | None = None,
+) -> None:
+    """Figures, page and JSON into ``folder``, which is made if it is not there; ``beside`` draws some of the figures.
 
     Raises:
         BraidError: it cannot be written.
@@ -61,7 +75,7 @@ def write_folder(description: Description, folder: Path, progress: Progress | No
     from braid.lab.figures import draw_all
     from braid.lab.page import page
 
-    pictures = draw_all(description, progress)
+    pictures = draw_all(description, progress, beside)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for picture in pictures:

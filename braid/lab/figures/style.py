@@ -33,6 +33,7 @@ STYLE: Any = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 8,
+    "axes.titley": 1.0,  # a title that looks for its place measures every label first
     "axes.labelcolor": INK,
     "axes.edgecolor": SOFT,
     "axes.linewidth": 0.8,
