@@ -23,7 +23,7 @@ import pytest
 
 from braid.lab.replay.connection import MAX_HEAD
 from braid.lab.replay.files import COUNTERS, RECENT, REQUEST, RunSpec
-from braid.lab.replay.folder import Folder, FolderError
+from braid.lab.replay.folder import Bodies, Folder, FolderError
 from braid.lab.replay.ledger import Ledger
 from braid.lab.replay.outcome import Outcome
 from braid.lab.replay.pool import ConnectionLimitError, connection_limit
@@ -404,6 +404,14 @@ async def test_refused_too_often(server: Server, play: PlayIt) -> None:
     assert len(server.seen) == 2
 
 
+async def test_a_server_that_asks_for_more_time_than_there_is_is_not_asked_again(
+    server: Server, play: PlayIt
+) -> None:
+    server.answering = always(whole("503 Busy", b"busy", "Retry-After: 100000"))
+    outcome = (await play(Row(), max_retries=5))[0]
+    assert (outcome.status, outcome.attempts, outcome.retry_after_s) == ("refused", 1, 100000.0)
+
+
 async def test_only_refusals_are_tried_again(server: Server, play: PlayIt) -> None:
     server.answering = always(whole("500 Oops", b"oops"))
     assert (await play(Row(), max_retries=5))[0].attempts == 1
@@ -567,6 +575,7 @@ async def test_too_many_connections_are_said(server: Server, play: PlayIt) -> No
     found = await play(*[Row(group=n) for n in range(3)], max_connections=2, timeout_s=0.05)
     assert [found[n].status for n in range(3)] == ["timed_out", "timed_out", "unreachable"]
     assert found[2].reason == "2 connections are open already, which is the client's limit"
+    assert (found[2].attempts, found[2].sent_s) == (0, None)
 
 
 def test_a_limit_that_the_system_does_not_allow_is_said(
@@ -633,7 +642,7 @@ async def test_a_run_that_is_stopped(server: Server, tmp_path: Path) -> None:
 
     async def answer(peer: Peer, seen: Seen) -> None:
         if seen.body == b"[busy]":
-            peer.say(whole("503 Busy", b"busy", "Retry-After: 1000"))
+            peer.say(whole("503 Busy", b"busy", "Retry-After: 500"))
             return
         peer.say(EVENT_HEAD + framed(piece("a")))
         asked.set()
@@ -704,6 +713,19 @@ def test_a_broken_folder_is_refused(tmp_path: Path, file: str, data: bytes | Non
         (path / file).write_bytes(data)
     with pytest.raises(FolderError, match=reason):
         Folder(path)
+
+
+async def test_a_sender_that_the_folder_does_not_know_is_refused(tmp_path: Path) -> None:
+    folder = Folder(write_folder(tmp_path, [Row()], num_senders=2, slots=(1, 1)))
+    with Ledger(tmp_path, 2) as ledger, pytest.raises(FolderError, match="work for 2 senders"):
+        Sender(folder, 2, ledger, asyncio.get_running_loop(), lambda: None)
+
+
+def test_a_key_that_breaks_the_header_is_refused_and_not_shown(tmp_path: Path) -> None:
+    folder = Folder(write_folder(tmp_path, [Row()]))
+    with pytest.raises(FolderError) as caught:
+        Bodies(folder, "secret\r\nX-Evil: 1")
+    assert "secret" not in str(caught.value)
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

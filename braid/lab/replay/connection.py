@@ -43,7 +43,9 @@ class Owner(Protocol):
         """The rest of an answer, whose verdict was known before, is there."""
         ...
 
-    def closed(self, connection: Connection, error: Exception | None, now_s: float) -> None: ...
+    def closed(self, connection: Connection, error: Exception | None) -> None:
+        """Nothing more can be sent on it; its answer, if it carried an exchange, may be complete."""
+        ...
 
 
 class Connection(asyncio.Protocol):
@@ -119,12 +121,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = self.is_reusable = False
         self._fd = -1
-        now_s = self._owner.enter()
-        exchange = self.exchange
-        if exchange is not None and error is None and self._in_body and not self._is_framed:
+        if error is None and self.exchange is not None and self._in_body and not self._is_framed:
             self.is_complete = True
-            exchange.answer.end(now_s)
-        self._owner.closed(self, error, now_s)
+        self._owner.closed(self, error)
         self._parser = self._transport = None
 
     def data_received(self, data: bytes) -> None:

@@ -55,7 +55,6 @@ class Exchange:
 
     def begin_attempt(self, due_s: float, answer: Answer) -> None:
         """It is sent, for the first time or once more."""
-        self.attempts += 1
         self.due_s = due_s
         self.answer = answer
         self.first_byte_s = None

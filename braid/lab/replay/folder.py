@@ -87,10 +87,15 @@ class Bodies:
 
     Args:
         api_key: sent as a bearer token; it is nowhere but here.
+
+    Raises:
+        FolderError: the key cannot be sent.
     """
 
     def __init__(self, folder: Folder, api_key: str | None) -> None:
         spec = folder.spec
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise FolderError("the API key has characters that a header line cannot hold")
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._prefix = f"{spec.request_line}\r\n{spec.headers}{key}".encode()
         self._folder = folder

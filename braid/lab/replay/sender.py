@@ -28,7 +28,7 @@ from braid.lab.replay.answer import Answer, one_line
 from braid.lab.replay.busy import Busy, ThreadCounts
 from braid.lab.replay.connection import Connection
 from braid.lab.replay.exchange import BYTES_PER_TOKEN, MIN_MAX_BYTES, Exchange, parse_retry_after
-from braid.lab.replay.folder import Bodies, Folder
+from braid.lab.replay.folder import Bodies, Folder, FolderError
 from braid.lab.replay.ledger import Ledger
 from braid.lab.replay.outcome import Outcome, Status
 from braid.lab.replay.pool import ConnectionLimitError, Pool, connection_limit
@@ -56,12 +56,20 @@ class Sender:
     Args:
         ledger: takes the outcomes.
         finished: called when all of them are there.
+
+    Raises:
+        FolderError, ScheduleError: the folder has nothing that this sender can play.
+        ConnectionLimitError: the system does not allow the connections that it may need.
     """
 
     def __init__(
         self, folder: Folder, number: int, ledger: Ledger, loop: asyncio.AbstractEventLoop, finished: Any
     ) -> None:
         spec = folder.spec
+        if number >= spec.num_senders or (spec.slots is not None and number >= len(spec.slots)):
+            raise FolderError(
+                f"{folder.path}: has work for {spec.num_senders} senders; there is none for {number}"
+            )
         self.read_lag_s = 0.0
         self._folder = folder
         self._spec = spec
@@ -96,7 +104,11 @@ class Sender:
         self._is_over = False
 
     def begin(self, start: Start) -> None:
-        """The run begins at ``start.start``."""
+        """The run begins at ``start.start``.
+
+        Raises:
+            FolderError: the key cannot be sent.
+        """
         self._start = start.start
         self._bodies = Bodies(self._folder, start.api_key)
         if not self._schedule.remaining:
@@ -152,7 +164,12 @@ class Sender:
     def _send(self, exchange: Exchange, *, fresh: bool = False) -> None:
         """On an idle connection, or on a new one."""
         connection = None if fresh else self._pool.take()
-        if connection is None:
+        if connection is not None:
+            exchange.connection = connection
+            request = self._bodies.bytes_of(self._folder.request(exchange.number))
+            self._note_sent(exchange, fresh)
+            connection.send(exchange, request)
+        else:
             try:
                 connection = self._pool.open()
             except ConnectionLimitError as error:
@@ -160,14 +177,10 @@ class Sender:
                 return
             exchange.connection = connection
             connection.exchange = exchange
-            self._note_sent(exchange)
-        else:
-            exchange.connection = connection
-            request = self._bodies.bytes_of(self._folder.request(exchange.number))
-            self._note_sent(exchange)
-            connection.send(exchange, request)
+            self._note_sent(exchange, fresh)
 
-    def _note_sent(self, exchange: Exchange) -> None:
+    def _note_sent(self, exchange: Exchange, was_stale: bool) -> None:
+        exchange.attempts += not was_stale
         if exchange.sent_s is None:
             exchange.sent_s = self._now()
             self._counts["sent"] += 1
@@ -204,13 +217,16 @@ class Sender:
     def rested(self, connection: Connection) -> None:
         self._pool.give(connection)
 
-    def closed(self, connection: Connection, error: Exception | None, now_s: float) -> None:
+    def closed(self, connection: Connection, error: Exception | None) -> None:
         """Its exchange, if it has one, is cut, or was never heard by a server that had closed it before."""
         self._pool.closed(connection)
+        now_s = self.enter()
         exchange, connection.exchange = connection.exchange, None
         if exchange is None or exchange.number not in self._open:
             return
         answer = exchange.answer
+        if connection.is_complete:
+            answer.end(now_s)
         if answer.status is None and not connection.num_heard:
             if connection.has_carried and not exchange.was_stale:
                 exchange.was_stale = True
@@ -234,8 +250,9 @@ class Sender:
         exchange.connection = None
         if status == "refused":
             exchange.retry_after_s = parse_retry_after(exchange.retry_after)
-        if status == "refused" and exchange.attempts <= self._spec.max_retries:
-            wait_s = self._spec.retry_wait_s if exchange.retry_after_s is None else exchange.retry_after_s
+        wait_s = self._spec.retry_wait_s if exchange.retry_after_s is None else exchange.retry_after_s
+        may_retry = status == "refused" and wait_s <= self._spec.timeout_s
+        if may_retry and exchange.attempts <= self._spec.max_retries:
             self._retrying[exchange.number] = exchange
             self._schedule.again(exchange.number, now_s + wait_s)
         else:
