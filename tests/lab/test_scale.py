@@ -89,8 +89,15 @@ def test_gaps_between_turns_are_untouched(factor: float, programs: Trace) -> Non
     assert scaled.num_requests / programs.num_requests == pytest.approx(factor, rel=0.15)
     assert scaled.frame["t_s"].is_sorted()
     if factor >= 1:
-        gaps = [np.sort(np.round(turn_gaps(t.frame), 6)) for t in (scaled, programs)]
-        assert ks(gaps[0], gaps[1]) < 1e-3
+        gaps = [np.round(turn_gaps(t.frame), 6) for t in (scaled, programs)]
+        assert ks(gaps[0], gaps[1]) == 0
+    original = pl.col("program_id").str.replace(r"\+\d+$", "")
+    both = scaled.frame.with_columns(original.alias("was")).join(
+        programs.frame, left_on=["was", "turn"], right_on=["program_id", "turn"], suffix="_was"
+    )
+    assert both.height == scaled.num_requests
+    shift = (pl.col("t_s") - pl.col("t_s_was")).round(6)
+    assert both.select(shift.n_unique().over("program_id").max()).item() == 1
 
 
 def test_copies_have_names_of_their_own(programs: Trace) -> None:
