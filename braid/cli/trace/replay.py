@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from braid.lab.replay.plan import ReplayPlan
     from braid.lab.replay.record import Run
 
+INTERRUPTED = 130
+PAGE = "page.html"
+
 
 def replay(
     file: TraceFile,
@@ -39,7 +42,10 @@ def replay(
     label: Annotated[str, Parameter(help="What to call the run.", show_default="the folder's name")] = "",
     plan_only: Annotated[bool, Parameter(help="Print the plan, and send nothing.", negative=())] = False,
 ) -> int:
-    """Replay a trace against an OpenAI-compatible server, with honest times; exit status 3 for an invalid run."""
+    """Replay a trace against an OpenAI-compatible server, with honest times; exit status 3 for an invalid run.
+
+    Ctrl-C stops it and keeps what there is (exit status 130); a second one does not wait for the senders.
+    """
     from contextlib import ExitStack
 
     from braid.cli.trace.console import ConsoleProgress
@@ -114,15 +120,33 @@ def tell_run(run: Run, slo: SLO, out: Path | None, html: Path | None, json: Path
         measures = measure(run, slo)
         if out is not None:
             write_folder(measures, out, progress)
-        if html is not None:
+        elif html is not None:
             write_page(measures, html, progress)
+    if html is not None and out is not None:
+        copy_page(out / PAGE, html)
     show(measures)
     if json is not None:
         write_json(measures.as_json(), json)
-    for what, path in (("run", out), ("page", html or (out / "page.html" if out else None))):
+    for what, path in (("run", out), ("page", html or (out / PAGE if out else None))):
         if path is not None:
             print(f"{what}: {path}")
+    if run.head.stopped:
+        return INTERRUPTED
     return 0 if measures.valid else INVALID
+
+
+def copy_page(page: Path, to: Path) -> None:
+    """One that is drawn already.
+
+    Raises:
+        BraidError: ``to`` cannot be written.
+    """
+    from braid.core.errors import BraidError
+
+    try:
+        to.write_bytes(page.read_bytes())
+    except OSError as error:
+        raise BraidError(f"cannot write {to}: {error.strerror or error}") from None
 
 
 def _cell(value: object) -> str:

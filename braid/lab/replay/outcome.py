@@ -6,11 +6,12 @@ the sum of the statuses: nothing is lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-import polars as pl
+
+if TYPE_CHECKING:  # senders read this module, and have no use for tables
+    import polars as pl
 
 Status = Literal[
     "ok", "refused", "error", "timed_out", "cancelled", "cut", "unreachable", "rubbish", "unsent"
@@ -79,32 +80,39 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     reason: str = ""
 
 
-OUTCOME_SCHEMA: Mapping[str, Any] = {
-    "request": pl.UInt32,
-    "status": pl.Enum(STATUSES),
-    "scheduled_s": pl.Float64,
-    "sent_s": pl.Float64,
-    "first_byte_s": pl.Float64,
-    "chunk_times_s": pl.List(pl.Float64),
-    "chunk_tokens": pl.List(pl.Int64),
-    "end_s": pl.Float64,
-    "http_status": pl.Int32,
-    "finish_reason": pl.String,
-    "prompt_tokens": pl.Int64,
-    "completion_tokens": pl.Int64,
-    "cached_tokens": pl.Int64,
-    "retry_after_s": pl.Float64,
-    "attempts": pl.Int32,
-    "read_lag_s": pl.Float64,
-    "reason": pl.String,
-}
+def outcome_schema() -> dict[str, Any]:
+    """The columns of outcomes, in order."""
+    import polars as pl
+
+    return {
+        "request": pl.UInt32,
+        "status": pl.Enum(STATUSES),
+        "scheduled_s": pl.Float64,
+        "sent_s": pl.Float64,
+        "first_byte_s": pl.Float64,
+        "chunk_times_s": pl.List(pl.Float64),
+        "chunk_tokens": pl.List(pl.Int64),
+        "end_s": pl.Float64,
+        "http_status": pl.Int32,
+        "finish_reason": pl.String,
+        "prompt_tokens": pl.Int64,
+        "completion_tokens": pl.Int64,
+        "cached_tokens": pl.Int64,
+        "retry_after_s": pl.Float64,
+        "attempts": pl.Int32,
+        "read_lag_s": pl.Float64,
+        "reason": pl.String,
+    }
 
 
 def outcome_frame(outcomes: list[Outcome], num_planned: int, why_missing: str) -> pl.DataFrame:
     """One row per planned request in order of the plan; those without a record are ``unsent`` for ``why_missing``."""
+    import polars as pl
+
+    schema = outcome_schema()
     known = {outcome.request: outcome for outcome in outcomes}
     missing = (number for number in range(num_planned) if number not in known)
     known |= {n: Outcome(request=n, status="unsent", reason=why_missing) for n in missing}
     rows = [known[number] for number in range(num_planned)]
-    columns = {name: [getattr(row, name) for row in rows] for name in OUTCOME_SCHEMA}
-    return pl.DataFrame(columns, schema=dict(OUTCOME_SCHEMA))
+    columns = {name: [getattr(row, name) for row in rows] for name in schema}
+    return pl.DataFrame(columns, schema=schema)

@@ -64,7 +64,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run. ``frame`` has one row per planned request: ``PLAN_SCHEMA`` without the segments, then ``OUTCOME_SCHEMA``
+    """A run. ``frame`` has one row per planned request: ``PLAN_SCHEMA`` without the segments, then ``outcome_schema()``
     without ``request``."""
 
     head: RunHead
