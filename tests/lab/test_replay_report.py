@@ -74,6 +74,29 @@ def test_a_run_without_an_answer_has_a_page(make_run: Make, outcomes: list[Outco
     assert sentences(found)[0].startswith(f"{len(outcomes)} requests were planned in the measured 1.67 min.")
 
 
+def test_answers_of_one_token_have_figures(make_run: Make) -> None:
+    outcomes = [
+        Outcome(
+            request=n,
+            status="ok",
+            scheduled_s=n,
+            sent_s=n,
+            chunk_times_s=(n + 1,),
+            chunk_tokens=(1,),
+            end_s=n + 1,
+        )
+        for n in range(3)
+    ]
+    names = [picture.name for picture in draw_run(measure(make_run(outcomes), LIMITS))]
+    assert names == [
+        "load",
+        "latency",
+        "latency_load",
+        "distributions",
+        "outcomes",
+    ]  # no lag at all is not drawn
+
+
 def test_words_from_outside_are_escaped(make_run: Make) -> None:
     found = measure(make_run([failed(0)], label="<script>alert(1)</script>", source="a&b.csv"))
     text = page(found, ())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from braid.lab.figures import (
     BLUE,
@@ -89,7 +89,8 @@ def _load(found: Measures) -> Figure | None:
     bottom.set(title="Open requests, mean", ylabel="requests")
     for axis in (top, prompts, outputs, bottom):
         axis.set_ylim(bottom=0)
-        eng(axis.yaxis)
+        if axis.get_ylim()[1] >= 1000:
+            eng(axis.yaxis)
     for axis in (top, prompts, outputs):
         axis.legend(loc="lower right", ncols=2, bbox_to_anchor=(1.01, 0.98))
     time.finish(axes[:, 0])
@@ -110,8 +111,7 @@ def _latency(found: Measures) -> Figure | None:
             axis.axhline(limit, color=INK, linestyle="--", linewidth=1, label=f"limit {duration(limit)}")
         axis.set(title=name.upper(), ylabel=name.upper())
         axis.legend(loc="lower right", ncols=3, bbox_to_anchor=(1.01, 0.98))
-        near = [limit] if limit is not None and limit < 3 * np.nanmax(high) else []
-        _seconds(axis.yaxis, [*middle, *high, *near])
+        _seconds(axis.yaxis, [*middle, *high, *_near(limit, max(high[high > 0], default=0.0))])
     axes[0, 0].set_title("TTFT by scheduled time")
     axes[1, 0].set_title("TBT by the time the token came")
     time.finish(axes[:, 0])
@@ -177,7 +177,7 @@ def _curve(axis: Any, name: str, curve: np.ndarray, limit: float | None) -> None
     axis.set(title=title, xlabel=name, ylabel="at most that long", ylim=(0, 1.04))
     percent(axis.yaxis)
     if some.any():
-        _seconds(axis.xaxis, value[some])
+        _seconds(axis.xaxis, [*value[some], *_near(limit, value[-1])])
 
 
 def _marks(axis: Any, points: Sequence[tuple[float, float]], limit: float | None) -> None:
@@ -186,7 +186,7 @@ def _marks(axis: Any, points: Sequence[tuple[float, float]], limit: float | None
     axis.plot([value for value, _ in shown], [share for _, share in shown], "o", color=INK, markersize=4)
     text = "\n".join(f"p{share * 100:g}  {duration(value)}" for value, share in points)
     if limit is not None:
-        text += f"\nlimit (dashed)  {duration(limit)}"
+        text += f"\nlimit  {duration(limit)}"
     box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 3}
     axis.text(0.97, 0.06, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=9, bbox=box)
 
@@ -235,21 +235,27 @@ def _lag(found: Measures) -> Figure | None:
 
 
 def _seconds(axis: Any, values: Sequence[float] | np.ndarray) -> None:
-    """Durations on a logarithmic axis where they span more than a factor of 5, with room at both ends."""
-    known = np.array([value for value in values if np.isfinite(value) and value > 0])
+    """Durations on a logarithmic axis where they span more than a factor of 5 and none is 0, with room at both ends."""
+    known = np.array([value for value in values if np.isfinite(value)])
     if not known.size:
         return
     low, high = float(known.min()), float(known.max())
     limits = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
-    if high > 5 * low:
+    if high > 5 * low > 0:
         (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
         limits(low / 1.3, high * 1.3)
         axis.set_major_locator(FixedLocator(_ticks(low / 1.3, high * 1.3)))
     else:
-        limits(0, 1.15 * high)
+        limits(0, 1.15 * high or 1.0)
+        axis.set_major_locator(MaxNLocator(5))
     axis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     axis.set_minor_formatter(NullFormatter())
     axis.set_tick_params(labelsize=8.5)
+
+
+def _near(limit: float | None, high: float) -> list[float]:
+    """A limit, if it lies where the values are."""
+    return [limit] if limit is not None and limit < 3 * high else []
 
 
 def _ticks(low: float, high: float) -> list[float]:
