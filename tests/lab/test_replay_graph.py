@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from braid.lab.readers.draft import with_turns
-from braid.lab.replay.graph import Graph, capped, graph_of, subset, without
+from braid.lab.replay.graph import Graph, graph_of
+from braid.lab.replay.rewire import capped, subset, without
 from braid.lab.table import conform
 
 

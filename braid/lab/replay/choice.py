@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from braid.lab.replay.graph import Graph, graph_of, subset
+from braid.lab.replay.graph import Graph, graph_of
+from braid.lab.replay.rewire import subset
 from braid.lab.table import Trace, TraceError
 
 if TYPE_CHECKING:

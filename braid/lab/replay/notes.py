@@ -10,9 +10,9 @@ import numpy as np
 from braid.lab.replay.lengths import FAILED_SKIPPED, TOO_LONG, ZERO_INPUT
 
 if TYPE_CHECKING:
+    from braid.lab.replay.blocks import Sized
     from braid.lab.replay.graph import Flags, Graph
     from braid.lab.replay.plan import PlanOptions
-    from braid.lab.replay.prompts import Sized
     from braid.lab.table import Trace
 
 _WHY = {

@@ -10,9 +10,12 @@ import numpy as np
 import polars as pl
 
 from braid.lab.replay import notes as say
-from braid.lab.replay.graph import Flags, Graph, Ints, capped, without
+from braid.lab.replay.blocks import Segments, sized
+from braid.lab.replay.graph import Flags, Graph, Ints
 from braid.lab.replay.lengths import NEVER, TOO_LONG, fitted, lengths_of, scaled
-from braid.lab.replay.prompts import Rows, Segments, cut, prompts_of, sized
+from braid.lab.replay.prompts import cut, prompts_of
+from braid.lab.replay.rewire import capped, without
+from braid.lab.replay.shared import Rows
 from braid.lab.table import Trace, TraceError
 
 if TYPE_CHECKING:
