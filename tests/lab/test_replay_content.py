@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from braid.lab.replay.content import WordCache, planned_hit_rate, prompt_words, words
+from braid.lab.replay.content import planned_hit_rate, prompt_words, words
 from braid.lab.replay.plan import PLAN_SCHEMA, PlanOptions, ReplayPlan
 
 
@@ -52,18 +52,6 @@ def test_a_prompt_is_its_segments_one_after_another(segments: list[tuple[int, in
 def test_a_vocabulary_has_words(num_words: int) -> None:
     with pytest.raises(ValueError, match=f"got {num_words}"):
         words(1, 1, 0, num_words)
-
-
-def test_the_cache_gives_the_same_and_keeps_its_bound() -> None:
-    cache = WordCache(4, 900, max_words=1000)
-    for key in (1, 2, 3, 1, 2, 4, 1):
-        for num in (100, 400, 50):
-            assert np.array_equal(cache.words(key, num), words(key, num, 4, 900))
-            assert cache.words_held <= 1000
-    assert cache.words(9, 5000).size == 5000
-    assert cache.words_held <= 1000
-    with pytest.raises(ValueError, match="read-only"):
-        cache.words(1, 10)[0] = 3
 
 
 def _plan(*prompts: list[tuple[int, int]]) -> ReplayPlan:

@@ -6,7 +6,6 @@ but key, seed and ``i``, so a longer read begins with the shorter one, and any p
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,14 +20,21 @@ Ints = NDArray[np.int64]
 Words = NDArray[np.int32]
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
-_CACHED_WORDS = 1 << 22
 
 
 def mix(values: UInts) -> UInts:
     """A one-to-one scramble of 64 bits: SplitMix64's output function."""
-    z = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return _mix_here(values.copy())
+
+
+def _mix_here(z: UInts) -> UInts:
+    """The same in place: prompts are long, and each further array costs."""
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def prompt_words(keys: Sequence[int] | Ints, toks: Sequence[int] | Ints, seed: int, num_words: int) -> Words:
@@ -42,12 +48,18 @@ def prompt_words(keys: Sequence[int] | Ints, toks: Sequence[int] | Ints, seed: i
     lengths = np.asarray(toks, np.int64)
     if not lengths.size:
         return np.empty(0, np.int32)
-    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    place = np.arange(1, first.size + 1) - first
-    starts = np.repeat(mix(mix(np.asarray(keys, np.int64).view(np.uint64) + _STEP) ^ _seed(seed)), lengths)
-    raw = mix(starts + place.view(np.uint64) * _STEP)
+    starts = mix(mix(np.asarray(keys, np.int64).view(np.uint64) + _STEP) ^ _seed(seed))
+    # A stream's word i comes from start + (i + 1) steps; here i counts from the prompt's beginning.
+    starts -= (np.cumsum(lengths) - lengths).view(np.uint64) * _STEP
+    raw = np.arange(1, int(lengths.sum()) + 1, dtype=np.uint64)
+    raw *= _STEP
+    raw += np.repeat(starts, lengths)
+    _mix_here(raw)
     # The upper half times the range, shifted back: every word is as likely, to 2**-32 of num_words.
-    return (((raw >> np.uint64(32)) * np.uint64(num_words)) >> np.uint64(32)).astype(np.int32)
+    raw >>= np.uint64(32)
+    raw *= np.uint64(num_words)
+    raw >>= np.uint64(32)
+    return raw.astype(np.int32)
 
 
 def words(key: int, num: int, seed: int, num_words: int) -> Words:
@@ -57,34 +69,6 @@ def words(key: int, num: int, seed: int, num_words: int) -> Words:
 
 def _seed(seed: int) -> np.uint64:
     return np.uint64(mix(np.array([seed % 2**64], np.uint64) * _STEP)[0])
-
-
-class WordCache:
-    """``words`` with a memory of the streams used last, bounded by words held. What it gives is read-only."""
-
-    def __init__(self, seed: int, num_words: int, max_words: int = _CACHED_WORDS) -> None:
-        self._seed, self._num_words, self._max_words = seed, num_words, max_words
-        self._held: OrderedDict[int, Words] = OrderedDict()
-        self.words_held = 0
-
-    def words(self, key: int, num: int) -> Words:
-        held = self._held.get(key)
-        if held is None or held.size < num:
-            held = self._keep(key, words(key, num, self._seed, self._num_words))
-        else:
-            self._held.move_to_end(key)
-        return held[:num]
-
-    def _keep(self, key: int, made: Words) -> Words:
-        if made.size > self._max_words:
-            return made
-        made.flags.writeable = False
-        before = self._held.pop(key, None)
-        self._held[key] = made
-        self.words_held += made.size - (0 if before is None else before.size)
-        while self.words_held > self._max_words:
-            self.words_held -= self._held.popitem(last=False)[1].size
-        return made
 
 
 def planned_hit_rate(plan: ReplayPlan, block_tok: int) -> float:
