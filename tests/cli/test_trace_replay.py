@@ -94,6 +94,7 @@ def test_a_key_may_lie_in_a_file(stub: Stub, tmp_path: Path) -> None:
         (["--senders", "0"], "num_senders must be above 0, got 0"),
         (["--timeout", "-1"], "timeout_s must be above 0, got -1"),
         (["--arrivals", "rate"], "rate"),
+        (["--scratch", "/nowhere"], "cannot make a folder in /nowhere"),
     ],
 )
 def test_what_the_user_can_change_is_one_line(

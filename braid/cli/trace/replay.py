@@ -13,6 +13,7 @@ from braid.cli.trace.report import INVALID
 
 if TYPE_CHECKING:
     from braid.core.metrics import SLO
+    from braid.lab.replay.measure import Measures
     from braid.lab.replay.plan import ReplayPlan
     from braid.lab.replay.record import Run
 
@@ -107,23 +108,16 @@ def tell_run(run: Run, slo: SLO, out: Path | None, html: Path | None, json: Path
     Raises:
         BraidError: a file cannot be written.
     """
-    from braid.cli.trace.console import ConsoleProgress
     from braid.cli.trace.reading import write_json
     from braid.cli.trace.report import show
     from braid.lab.replay.measure import measure
     from braid.lab.replay.record import save_run
-    from braid.lab.replay.report import write_folder, write_page
 
     if out is not None:
         save_run(run, out)  # first of all: what comes after may fail
-    with ConsoleProgress() as progress:
-        measures = measure(run, slo)
-        if out is not None:
-            write_folder(measures, out, progress)
-        elif html is not None:
-            write_page(measures, html, progress)
-    if html is not None and out is not None:
-        copy_page(out / PAGE, html)
+    measures = measure(run, slo)
+    if out is not None or html is not None:
+        draw(measures, out, html)
     show(measures)
     if json is not None:
         write_json(measures.as_json(), json)
@@ -135,18 +129,26 @@ def tell_run(run: Run, slo: SLO, out: Path | None, html: Path | None, json: Path
     return 0 if measures.valid else INVALID
 
 
-def copy_page(page: Path, to: Path) -> None:
-    """One that is drawn already.
+def draw(measures: Measures, out: Path | None, html: Path | None) -> None:
+    """Figures and page, drawn once.
 
     Raises:
-        BraidError: ``to`` cannot be written.
+        BraidError: a file cannot be written.
     """
+    from braid.cli.trace.console import ConsoleProgress
     from braid.core.errors import BraidError
+    from braid.lab.replay.report import write_folder, write_page
 
-    try:
-        to.write_bytes(page.read_bytes())
-    except OSError as error:
-        raise BraidError(f"cannot write {to}: {error.strerror or error}") from None
+    with ConsoleProgress() as progress:
+        if out is not None:
+            write_folder(measures, out, progress)
+        elif html is not None:
+            write_page(measures, html, progress)
+    if out is not None and html is not None:
+        try:
+            html.write_bytes((out / PAGE).read_bytes())
+        except OSError as error:
+            raise BraidError(f"cannot write {html}: {error.strerror or error}") from None
 
 
 def _cell(value: object) -> str:

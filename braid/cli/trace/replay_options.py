@@ -212,6 +212,12 @@ class RunFlags:
         float | None,
         Parameter(group=RUN, help="Seconds that are measured, from then on.", show_default="to the end"),
     ] = None
+    scratch: Annotated[
+        Path | None,
+        Parameter(
+            group=RUN, help="Folder for the requests' bytes during the run.", show_default="the system's"
+        ),
+    ] = None
 
     def run(self) -> RunOptions:
         """Validate.
@@ -234,6 +240,7 @@ class RunFlags:
             lag_limit_s=self.lag_limit,
             warmup_s=self.warmup,
             measure_s=self.measure,
+            scratch=None if self.scratch is None else str(self.scratch),
         )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +52,7 @@ class RunOptions:
         lag_limit_s: p99 of the send lag above this makes the run invalid.
         warmup_s: requests scheduled earlier are sent, but not measured; ``measure_s``: for how long they are
             measured; None: to the last one.
+        scratch: folder for the bytes of the requests while the run lasts; None for the system's.
 
     Raises:
         InvalidParameterError: a value makes no sense.
@@ -68,6 +70,7 @@ class RunOptions:
     lag_limit_s: float = 0.02
     warmup_s: float = 0.0
     measure_s: float | None = None
+    scratch: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "lag_limit_s", "max_connections", "measure_s", "num_senders"):
@@ -114,8 +117,7 @@ def replay(
     if not plan.num_requests:
         left_out = ", ".join(f"{name} {len(rows):,}" for name, rows in plan.unsendable.items())
         raise ReplayError(f"no request of {plan.source} can be sent (left out: {left_out or 'none'})")
-    with tempfile.TemporaryDirectory(prefix="braid-replay-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)  # made for us alone: it holds prompts
+    with _scratch(options.scratch) as folder:
         bodies = write_bodies(plan, facts, target, folder, history=options.history, progress=progress)
         spec = spec_of(plan, target, options, bodies)
         (folder / "run.json").write_bytes(msgspec.json.encode(spec))
@@ -195,18 +197,18 @@ def spec_of(plan: ReplayPlan, target: Target, options: RunOptions, bodies: Bodie
 
 
 def num_senders(plan: ReplayPlan, options: RunOptions) -> int:
-    """How many processes play it."""
+    """How many processes play it: no more than programs at a time, where their number is limited."""
+    if plan.options.arrivals == "concurrency":
+        return min(options.num_senders or 1, plan.options.concurrency or 1)
     if options.num_senders is not None:
         return options.num_senders
-    busy = plan.options.arrivals != "concurrency" and plan.num_requests > SMALL_RATE * max(_span(plan), 1.0)
+    busy = plan.num_requests > SMALL_RATE * max(_span(plan), 1.0)
     return min(2, _cores()) if busy else 1
 
 
 def slots(concurrency: int, senders: int) -> tuple[int, ...]:
-    """Each sender's share of the programs at a time; at least one."""
-    return tuple(
-        max(1, concurrency // senders + (number < concurrency % senders)) for number in range(senders)
-    )
+    """Each sender's share of the programs at a time."""
+    return tuple(concurrency // senders + (number < concurrency % senders) for number in range(senders))
 
 
 def machine() -> str:
@@ -217,6 +219,23 @@ def machine() -> str:
         f"{_cpu_name()}, {_cores()} cores, {memory:.0f} GiB, load {load:.1f} at the end; "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}, braid {__version__}"
     )
+
+
+@contextlib.contextmanager
+def _scratch(where: str | None) -> Iterator[Path]:
+    """A folder for us alone, as it holds prompts.
+
+    Raises:
+        ReplayError: it cannot be made.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="braid-replay-", dir=where, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ReplayError(
+            f"cannot make a folder in {where or tempfile.gettempdir()}: {error.strerror}"
+        ) from None
+    with folder as name:
+        yield Path(name)
 
 
 def _planned(
