@@ -7,7 +7,9 @@ What may be here: bytes, sockets, the framing of messages, and bounds on their s
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import socket
 from typing import Protocol, cast
 
 import httptools
@@ -33,7 +35,9 @@ class Owner(Protocol):
         """A callback begins: the time, in seconds of the run."""
         ...
 
-    def opened(self, connection: Connection) -> None: ...
+    def opened(self, connection: Connection) -> None:
+        """It is open, and what it was opened for is sent."""
+        ...
 
     def answered(self, connection: Connection, now_s: float) -> None:
         """The verdict on its exchange is known, or its answer is complete, or both."""
@@ -57,6 +61,7 @@ class Connection(asyncio.Protocol):
         is_reusable: it may carry another request after that.
         has_carried: it has carried a request before this one.
         num_heard: bytes that came since the request was sent.
+        failure: what sending met.
     """
 
     def __init__(self, owner: Owner) -> None:
@@ -66,6 +71,8 @@ class Connection(asyncio.Protocol):
         self.has_carried = False
         self.num_heard = 0
         self.is_open = False
+        self.failure: OSError | None = None
+        self._unsent = memoryview(b"")
         self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._fd = -1
@@ -74,31 +81,42 @@ class Connection(asyncio.Protocol):
         self._aborted = False
         self._first_message()
 
+    def begin(self, opening: socket.socket, *, tls: bool) -> None:
+        """It is being opened on this socket."""
+        if not tls:
+            self._fd = opening.fileno()
+
     def send(self, exchange: Exchange, request: bytes) -> None:
-        """Begin an exchange. The bytes are with the kernel, as many as it takes, when this returns."""
-        assert self.exchange is None or self.exchange is exchange
-        assert self._transport is not None
+        """Begin an exchange. The bytes are with the kernel, as many as it takes, when this returns; with TLS when the
+        loop comes to it. On a connection that is being opened, the rest follows when it is open."""
+        assert self.exchange is None
         self.exchange = exchange
         self.num_heard = 0
         self._first_message()
-        if self._fd < 0:
-            self._transport.write(request)
-            return
+        self._write(memoryview(request))
+
+    def _write(self, data: memoryview) -> None:
         # Loops may keep writes until all that can be read now is read, which would be a lag that nobody sees.
-        try:
-            sent = os.write(self._fd, request)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.abort()
-            return
-        if sent < len(request):
-            self._transport.write(memoryview(request)[sent:])
+        if self._fd >= 0:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:
+                    self.failure = error
+                    self.abort()
+                    return
+        if data and self._transport is not None:
+            self._transport.write(data)
+        else:
+            self._unsent = data
 
     def abort(self) -> None:
         """Close it at once; ``closed`` follows later."""
         self.is_reusable = False
         self._aborted = True
+        self._fd = -1
         if self._transport is not None:
             self._transport.abort()
 
@@ -112,18 +130,21 @@ class Connection(asyncio.Protocol):
         if self._aborted:
             self._transport.abort()
             return
-        if transport.get_extra_info("ssl_object") is None:
-            self._fd = transport.get_extra_info("socket").fileno()
         self.is_open = True
         self._owner.enter()
+        if self._unsent and self.exchange is not None:
+            self.exchange.open_lag_s = self._owner.read_lag_s
+            self._write(self._unsent)
+        self._unsent = memoryview(b"")
         self._owner.opened(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = self.is_reusable = False
         self._fd = -1
-        if error is None and self.exchange is not None and self._in_body and not self._is_framed:
+        is_end = error is None and self._in_body and not self._is_framed
+        if is_end and self.exchange is not None and not self._aborted:
             self.is_complete = True
-        self._owner.closed(self, error)
+        self._owner.closed(self, error or self.failure)
         self._parser = self._transport = None
 
     def data_received(self, data: bytes) -> None:

@@ -28,6 +28,7 @@ class Exchange:
         scheduled_s: when it was due first.
         due_s: when this attempt was due; its time limit counts from there.
         max_bytes: of one answer.
+        open_lag_s: how much later than it could the rest of it was sent on a connection that had to be opened first.
         was_stale: this attempt met a connection that the server had closed.
         connection: that carries it.
     """
@@ -40,6 +41,7 @@ class Exchange:
     sent_s: float | None = None
     first_byte_s: float | None = None
     read_lag_s: float = 0.0
+    open_lag_s: float = 0.0
     attempts: int = 0
     was_stale: bool = False
     retry_after: bytes = b""
@@ -50,6 +52,7 @@ class Exchange:
         """Something of the answer is read, up to ``lag_s`` after it came."""
         if self.first_byte_s is None:
             self.first_byte_s = now_s
+        lag_s += self.open_lag_s
         if lag_s > self.read_lag_s:
             self.read_lag_s = lag_s
 
@@ -58,6 +61,7 @@ class Exchange:
         self.due_s = due_s
         self.answer = answer
         self.first_byte_s = None
+        self.open_lag_s = 0.0
         self.was_stale = False
         self.retry_after = b""
 

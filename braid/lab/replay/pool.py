@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import math
+import os
 import resource
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +34,10 @@ class Pool:
     Args:
         owner: of each connection.
         failed: told of a connection that could not be opened.
-        limit: connections at a time, idle ones too; ``limit_is`` says whose limit that is.
+        limit: connections at a time, idle ones too.
+
+    Raises:
+        OSError: the server's name has no address.
     """
 
     def __init__(
@@ -46,6 +53,8 @@ class Pool:
         self._owner = owner
         self._failed = failed
         self._limit = limit
+        found = socket.getaddrinfo(spec.address or spec.host, spec.port, type=socket.SOCK_STREAM)
+        self._family, self._place = found[0][0], found[0][4]
         self._tls = ssl.create_default_context() if spec.tls else None
         self._idle: dict[Connection, None] = {}
         self._spare: dict[Connection, None] = {}
@@ -57,13 +66,18 @@ class Pool:
 
     def take(self) -> Connection | None:
         """An idle one, that which was used last; None if there is none."""
-        return self._idle.popitem()[0] if self._idle else None
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if connection.is_reusable:
+                return connection
+        return None
 
     def open(self) -> Connection:
         """One that is being opened; its owner hears when it is open, or that it failed.
 
         Raises:
             ConnectionLimitError: there are too many.
+            OSError: the system has no socket, or no way there.
         """
         if self._spare:
             return self._spare.popitem()[0]
@@ -71,14 +85,17 @@ class Pool:
             raise ConnectionLimitError(
                 f"{self._limit} connections are open already, which is the client's limit"
             )
+        opening = self._socket()
         connection = Connection(self._owner)
-        self._all[connection] = self._loop.create_task(self._connect(connection))
+        connection.begin(opening, tls=self._tls is not None)
+        self._all[connection] = self._loop.create_task(self._connect(connection, opening))
         return connection
 
     def open_before(self, num: int) -> None:
         """So many, for nobody yet."""
-        opened = [self.open() for _ in range(min(num, self._limit))]
-        self._spare.update(dict.fromkeys(opened))
+        with contextlib.suppress(OSError):  # said where one is needed
+            opened = [self.open() for _ in range(min(num, self._limit))]
+            self._spare.update(dict.fromkeys(opened))
 
     def give(self, connection: Connection) -> None:
         """It carries nothing now."""
@@ -126,17 +143,35 @@ class Pool:
         for connection in list(self._all):
             self.drop(connection)
 
-    async def _connect(self, connection: Connection) -> None:
-        spec = self._spec
-        name = spec.host if self._tls is not None else None
+    def _socket(self) -> socket.socket:
+        """The way there begins now, not when the loop comes to it."""
+        opening = socket.socket(self._family, socket.SOCK_STREAM)
+        opening.setblocking(False)
+        opening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        status = opening.connect_ex(self._place)
+        if status not in (0, errno.EINPROGRESS):
+            opening.close()
+            raise OSError(status, os.strerror(status))
+        return opening
+
+    async def _connect(self, connection: Connection, opening: socket.socket) -> None:
         try:
+            if connection.failure is None:
+                await self._loop.sock_connect(opening, self._place)
+            if connection.failure is not None:
+                raise connection.failure
+            name = self._spec.host if self._tls is not None else None
             await self._loop.create_connection(
-                lambda: connection, spec.address or spec.host, spec.port, ssl=self._tls, server_hostname=name
+                lambda: connection, sock=opening, ssl=self._tls, server_hostname=name
             )
         except OSError as error:
+            opening.close()
             self._all.pop(connection, None)
             self._spare.pop(connection, None)
             self._failed(connection, error)
+        except asyncio.CancelledError:
+            opening.close()
+            raise
         else:
             if connection in self._all:
                 self._all[connection] = None

@@ -163,21 +163,18 @@ class Sender:
 
     def _send(self, exchange: Exchange, *, fresh: bool = False) -> None:
         """On an idle connection, or on a new one."""
+        request = self._bodies.bytes_of(self._folder.request(exchange.number))
         connection = None if fresh else self._pool.take()
-        if connection is not None:
-            exchange.connection = connection
-            request = self._bodies.bytes_of(self._folder.request(exchange.number))
-            self._note_sent(exchange, fresh)
-            connection.send(exchange, request)
-        else:
+        if connection is None:
             try:
                 connection = self._pool.open()
-            except ConnectionLimitError as error:
-                self._end(exchange, "unreachable", str(error), self._now())
+            except (ConnectionLimitError, OSError) as error:
+                why = f"no connection{_because(error)}" if isinstance(error, OSError) else str(error)
+                self._end(exchange, "unreachable", why, self._now())
                 return
-            exchange.connection = connection
-            connection.exchange = exchange
-            self._note_sent(exchange, fresh)
+        exchange.connection = connection
+        self._note_sent(exchange, fresh)
+        connection.send(exchange, request)
 
     def _note_sent(self, exchange: Exchange, was_stale: bool) -> None:
         exchange.attempts += not was_stale
@@ -189,14 +186,10 @@ class Sender:
     # What connections tell.
 
     def opened(self, connection: Connection) -> None:
-        """Send what it was opened for; keep it if there is nothing, or that has ended since."""
-        exchange = connection.exchange
         if self._is_over:
             connection.abort()
-        elif exchange is None:
+        elif connection.exchange is None:
             self._pool.give(connection)
-        else:
-            connection.send(exchange, self._bodies.bytes_of(self._folder.request(exchange.number)))
 
     def answered(self, connection: Connection, now_s: float) -> None:
         """The verdict is known: let the connection go, then end the exchange."""
