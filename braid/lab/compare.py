@@ -130,10 +130,10 @@ def _ks_row(
 
 
 def _judged_ks(name: str, held: Floats, made: Floats, known: Floats | None, rng: np.random.Generator) -> Row:
-    d, low, high = ks_interval(held, made, rng)
-    floor = None if known is None else ks_interval(known, held, rng, 2).d
+    found = ks_interval(held, made, rng)
+    floor = None if known is None else ks_interval(known, held, rng, 2).ks
     bound = (floor or 0.0) + KS_SLACK
-    return Row(name, d, low, high, floor, bound, d <= bound, True)
+    return Row(name, found.ks, found.low, found.high, floor, bound, found.ks <= bound, True)
 
 
 def _band_rows(frames: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame | None]) -> list[Row]:

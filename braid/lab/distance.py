@@ -6,6 +6,7 @@ No p-values: at a million rows everything is rejected, in a small window nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +18,11 @@ BOOTSTRAP_ROWS = 20_000
 """Above this size a bootstrap works on a random part of this size; its interval is then the wider one."""
 
 
-class Distance(NamedTuple):
-    """A KS distance with its 95 % bootstrap interval."""
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """Kolmogorov-Smirnov distance, ``sup |F - G|``, with the 95 % interval of a bootstrap of the data."""
 
-    d: float
+    ks: float
     low: float
     high: float
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
-from braid.lab.describe.arrays import QUANTILES
+from braid.lab.arrays import QUANTILES
 from braid.lab.describe.description import Description
 from braid.lab.describe.lengths import LengthLaw
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from braid.lab.describe.arrays import counted, quantiles
+from braid.lab.arrays import counted, quantiles
 from braid.lab.describe.burst import (
     Ticks,
     burstiness,
@@ -16,12 +16,13 @@ from braid.lab.describe.burst import (
     windowed_gamma,
 )
 from braid.lab.describe.failures import failures, wilson
-from braid.lab.describe.lengths import length_law, zeta_exponent
-from braid.lab.describe.mixture import fit_mixture, mixture_cdf
+from braid.lab.describe.lengths import length_law
 from braid.lab.describe.panels import panels
 from braid.lab.describe.programs import block_reuse, gaps, growth, sharing, turns
 from braid.lab.describe.rates import calendar, echo, explained, load_series
 from braid.lab.describe.relation import relation, spearman
+from braid.lab.laws.mixture import fit_mixture, mixture_cdf
+from braid.lab.laws.zeta import zeta_exponent
 from braid.lab.table import conform
 
 
@@ -89,8 +90,7 @@ def test_too_few_arrivals_are_no_burstiness() -> None:
 def test_the_zeta_exponent_is_recovered_within_its_interval() -> None:
     inside = 0
     for seed in range(20):
-        values, counts = counted(rng(seed).zipf(1.7, 20_000).clip(max=10**7))
-        exponent, stderr = zeta_exponent(values, counts)
+        exponent, stderr = zeta_exponent(counted(rng(seed).zipf(1.7, 20_000).clip(max=10**7)))
         inside += abs(exponent - 1.7) < 1.96 * stderr
     assert inside >= 16
 
@@ -117,9 +117,9 @@ def test_a_mixture_is_recovered_and_preferred() -> None:
 
 
 def test_one_component_is_not_beaten_by_two_on_one() -> None:
-    values, counts = counted(np.rint(rng().lognormal(6, 0.7, 20_000)))
-    assert fit_mixture(values, counts, 1).bic < fit_mixture(values, counts, 2).bic + 10
-    assert mixture_cdf(fit_mixture(values, counts, 1), values[-1:])[0] == pytest.approx(1.0, abs=1e-3)
+    seen = counted(np.rint(rng().lognormal(6, 0.7, 20_000)))
+    assert fit_mixture(seen, 1).bic < fit_mixture(seen, 2).bic + 10
+    assert mixture_cdf(fit_mixture(seen, 1), seen.values[-1:])[0] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_weighted_quantiles_are_numpys() -> None:

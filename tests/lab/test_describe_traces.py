@@ -15,7 +15,7 @@ import pytest
 from braid.cli import main
 from braid.cli.trace.describe import spark
 from braid.core.errors import BraidError
-from braid.lab.describe.arrays import QUANTILES
+from braid.lab.arrays import QUANTILES
 from braid.lab.describe.description import Description, describe
 from braid.lab.figures import draw_all, draw_plots, duration
 from braid.lab.figures.process import DrawingProcess

@@ -18,7 +18,7 @@ def zeta_hit(seed: int) -> bool:
 def mixture_hits(seed: int) -> dict[str, bool]:
     rng = np.random.default_rng([seed, 2])
     first = rng.random(3000) < 0.4
-    values = np.exp(np.where(first, rng.normal(2.5, 0.5, 3000), rng.normal(5.5, 0.7, 3000)))
+    values = np.rint(np.exp(np.where(first, rng.normal(2.5, 0.5, 3000), rng.normal(5.5, 0.7, 3000))))
     found = fit_mixture(values, 2).intervals
     return {name: found[name][0] <= true <= found[name][1] for name, true in MIXTURE.items()}
 

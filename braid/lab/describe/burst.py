@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import digamma, polygamma
 
-from braid.lab.describe.arrays import QUANTILES, Floats, first_of_runs, floats, rounded, run_sums, step_index
+from braid.lab.arrays import QUANTILES, Floats, first_of_runs, floats, rounded, run_sums, step_index
 
 WINDOW_S = 1200.0
 MIN_GAPS = 50

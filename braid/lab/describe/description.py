@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from braid.lab.describe.arrays import counted, tokens
+from braid.lab.arrays import counted, tokens
 from braid.lab.describe.burst import Burstiness, burstiness
 from braid.lab.describe.failures import Failures, failures
 from braid.lab.describe.lengths import LengthLaw, length_law

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from braid.lab.describe.arrays import Floats, floats, ints, rounded
+from braid.lab.arrays import Floats, floats, ints, rounded
 from braid.lab.describe.relation import spearman
 
 WINDOW_S = 1200.0

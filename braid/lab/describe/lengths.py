@@ -8,10 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import zeta
 
-from braid.lab.describe.arrays import (
+from braid.lab.arrays import (
     QUANTILES,
     Counts,
     Floats,
@@ -21,25 +19,16 @@ from braid.lab.describe.arrays import (
     quantiles,
     rounded,
 )
-from braid.lab.describe.mixture import Mixture, fit_mixture, mixture_cdf
+from braid.lab.distance import Distance
+from braid.lab.laws.distance import distance, farthest
+from braid.lab.laws.mixture import Mixture, fit_mixture, mixture_cdf
+from braid.lab.laws.zeta import zeta_cdf, zeta_exponent
 
 HISTOGRAM_BINS = 60
 CURVE_POINTS = 240
-BOOTSTRAPS = 100
-BOOTSTRAP_POINTS = 512
 TAIL_STARTS = 24
 MIN_TAIL = 200
 COMMON = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Distance:
-    """Kolmogorov-Smirnov distance of data and law, ``sup |F - G|``, with the 95 % interval of a bootstrap of the data.
-    There is no p-value: at a million rows everything is rejected."""
-
-    ks: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +81,7 @@ def length_law(seen: Counts, rng: np.random.Generator) -> LengthLaw | None:
         return None
     num = int(counts.sum())
     mean = float(values @ counts / num)
-    single, double = fit_mixture(values, counts, 1), fit_mixture(values, counts, 2)
+    single, double = fit_mixture(seen, 1), fit_mixture(seen, 2)
     edges = integer_edges(int(values[0]), int(values[-1]), HISTOGRAM_BINS)
     order = np.argsort(-counts, kind="stable")[:COMMON]
     return LengthLaw(
@@ -115,49 +104,11 @@ def length_law(seen: Counts, rng: np.random.Generator) -> LengthLaw | None:
     )
 
 
-def zeta_exponent(values: np.ndarray, counts: np.ndarray, first: int = 1) -> tuple[float, float]:
-    """Maximum likelihood of ``k ** -s / zeta(s, first)`` and its standard error; ``values`` are at least ``first``."""
-    num, mean_log = float(counts.sum()), float(counts @ np.log(values) / counts.sum())
-
-    def cost(s: float) -> float:
-        return float(s * mean_log + np.log(zeta(s, first)))
-
-    best = float(minimize_scalar(cost, bounds=(1.0001, 30.0), method="bounded", options={"xatol": 1e-7}).x)
-    step = 1e-3 * min(best - 1, 1.0)
-    information = (cost(best + step) - 2 * cost(best) + cost(best - step)) / step**2
-    return best, float(1 / np.sqrt(num * information)) if information > 0 else float("inf")
-
-
-def distance(
-    counts: np.ndarray, law: np.ndarray, law_before: np.ndarray, rng: np.random.Generator
-) -> Distance:
-    """KS distance of values seen ``counts`` times and a law, ``P(X <= value)``, ``P(X <= value - 1)``, at each."""
-    ks = _farthest(counts, law, law_before)
-    low, high = _bootstrap(counts, law, rng)
-    return Distance(ks=ks, low=min(low, ks), high=max(high, ks))
-
-
-def _farthest(counts: np.ndarray, law: np.ndarray, law_before: np.ndarray) -> float:
-    data = np.cumsum(counts) / counts.sum()
-    before = np.concatenate(([0.0], data[:-1]))
-    return max(float(np.abs(data - law).max()), float(np.abs(before - law_before).max()))
-
-
-def _bootstrap(counts: np.ndarray, law: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """95 % interval of the distance under resampling of the rows, seen at up to ``BOOTSTRAP_POINTS`` quantiles."""
-    num, ends = int(counts.sum()), np.cumsum(counts)
-    at = np.unique(np.searchsorted(ends, np.linspace(0, num, BOOTSTRAP_POINTS + 1)[1:], side="left"))
-    shares = np.diff(ends[at], prepend=0) / num
-    drawn = rng.multinomial(num, shares / shares.sum(), size=BOOTSTRAPS).cumsum(axis=1) / num
-    low, high = np.quantile(np.abs(drawn - law[at]).max(axis=1), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def _zeta(values: np.ndarray, counts: np.ndarray, rng: np.random.Generator, first: int = 1) -> Zeta:
     kept = values >= first
     inside, seen = values[kept], counts[kept]
-    exponent, stderr = zeta_exponent(inside, seen, first)
-    law, before = _zeta_cdf(exponent, first, inside)
+    exponent, stderr = zeta_exponent(Counts(inside, seen), first)
+    law, before = zeta_cdf(exponent, first, inside)
     return Zeta(
         exponent=exponent,
         stderr=stderr,
@@ -176,16 +127,9 @@ def _tail(values: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Z
     fits = []
     for start in starts[starts < values[-1]]:
         inside, seen = values[values >= start], counts[values >= start]
-        law = _zeta_cdf(zeta_exponent(inside, seen, int(start))[0], int(start), inside)
-        fits.append((_farthest(seen, *law), int(start)))
+        law = zeta_cdf(zeta_exponent(Counts(inside, seen), int(start))[0], int(start), inside)
+        fits.append((farthest(seen, *law), int(start)))
     return _zeta(values, counts, rng, min(fits)[1]) if fits else None
-
-
-def _zeta_cdf(exponent: float, first: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``P(X <= value)`` and ``P(X <= value - 1)``."""
-    total = zeta(exponent, first)
-    before = 1 - zeta(exponent, values.astype(np.float64)) / total
-    return before + values.astype(np.float64) ** -exponent / total, before
 
 
 def _survival(values: np.ndarray, counts: np.ndarray) -> tuple[Floats, ...]:

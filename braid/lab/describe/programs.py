@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from braid.lab.describe.arrays import QUANTILES, Floats, column, first_of_runs, floats, ints, rounded
+from braid.lab.arrays import QUANTILES, Floats, column, first_of_runs, floats, ints, rounded
 
 MOST_TURNS = 60
 CURVE_POINTS = 160

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from braid.lab.describe.arrays import Floats, box, floats, rounded, sums_between
+from braid.lab.arrays import Floats, box, floats, rounded, sums_between
 
 HOUR_S = 3600
 DAY_H = 24

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from braid.lab.describe.arrays import (
+from braid.lab.arrays import (
     MOST_COUNTED,
     Counts,
     Floats,

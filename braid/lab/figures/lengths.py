@@ -11,10 +11,10 @@ from scipy.special import zeta
 
 from braid.lab.describe.description import Description
 from braid.lab.describe.lengths import LengthLaw
-from braid.lab.describe.mixture import mixture_density
 from braid.lab.figures.parts import parts_of
 from braid.lab.figures.picture import Plot
 from braid.lab.figures.style import BLUE, INK, ORANGE, RED, SKY, SOFT, array, eng, grid_of
+from braid.lab.laws.mixture import mixture_density
 
 
 def _inputs(description: Description) -> Figure | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from braid.lab.describe.arrays import QUANTILES
+from braid.lab.arrays import QUANTILES
 from braid.lab.describe.description import Description
 from braid.lab.figures.picture import Plot
 from braid.lab.figures.style import (

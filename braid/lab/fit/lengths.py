@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
+from braid.lab.arrays import Counts, counted
 from braid.lab.distance import Floats, input_bins
 from braid.lab.fit.laws import Z95
+from braid.lab.laws import mixture
+from braid.lab.laws.distance import farthest
+from braid.lab.laws.zeta import zeta_cdf, zeta_exponent
 
 LEVELS = 257
 MIN_ROWS = 100
@@ -87,121 +91,79 @@ class Sampler:
 
 
 def fit_zeta(values: Floats) -> LengthLaw:
-    """``P(n) = n^-s / zeta(s)`` on n >= 1 by maximum likelihood.
+    """``P(n) = n^-s / zeta(s)`` on whole numbers n >= 1 by maximum likelihood.
 
     Raises:
         ValueError: no value of at least 1.
     """
-    n = values[values >= 1]
-    if not n.size:
+    seen = counted(values)
+    if not seen.values.size:
         raise ValueError("a zeta law needs lengths of at least 1")
-    mean_log = float(np.log(n).mean())
-    found = optimize.minimize_scalar(
-        lambda s: s * mean_log + np.log(special.zeta(s)), bounds=(1.0001, 20), method="bounded",
-        options={"xatol": 1e-9},
-    )  # fmt: skip
-    s, step = float(found.x), 1e-4
-    log_zeta = [float(np.log(special.zeta(s + d))) for d in (-step, 0, step)]
-    information = n.size * (log_zeta[0] - 2 * log_zeta[1] + log_zeta[2]) / step**2
-    half = Z95 / np.sqrt(max(information, 1e-12))
-    likelihood = -n.size * (s * mean_log + log_zeta[1])
-    points, counts = np.unique(n, return_counts=True)
-    model = 1 - special.zeta(s, points + 1) / special.zeta(s)
-    seen = np.cumsum(counts) / n.size
-    distance = float(np.abs(model - seen).max())
+    num = int(seen.counts.sum())
+    s, error = zeta_exponent(seen)
+    likelihood = -s * float(seen.counts @ np.log(seen.values)) - num * float(np.log(special.zeta(s)))
     return LengthLaw(
         family="zeta",
         parameters={"exponent": s},
-        intervals={"exponent": (s - half, s + half)},
-        bic=float(np.log(n.size) - 2 * likelihood),
-        ks=distance,
-        num=int(n.size),
+        intervals={"exponent": (s - Z95 * error, s + Z95 * error)},
+        bic=float(np.log(num) - 2 * likelihood),
+        ks=farthest(seen.counts, *zeta_cdf(s, 1, seen.values)),
+        num=num,
     )
 
 
-def fit_mixture(values: Floats, components: int, rounds: int = 500) -> LengthLaw:
-    """A mixture of log-normals by expectation-maximisation; intervals from the scores' outer product.
-
-    Whole-number lengths are taken as points; with lengths in the tens and above the rounding does not show.
+def fit_mixture(values: Floats, components: int) -> LengthLaw:
+    """A mixture of log-normals rounded to whole numbers, by expectation-maximisation; intervals from the scores' outer
+    product, in which whole numbers are taken as points: in the tens and above the rounding does not show.
 
     Raises:
-        ValueError: fewer than ten positive values per component.
+        ValueError: fewer than ten values of at least 1 per component.
     """
-    n = values[values > 0]
-    if n.size < 10 * components:
-        raise ValueError(f"{components} component(s) need at least {10 * components} lengths, got {n.size}")
-    z = np.log(n)
-    means = np.quantile(z, (np.arange(components) + 0.5) / components)
-    sds = np.full(components, max(float(z.std()) / components, 1e-3))
-    weights = np.full(components, 1 / components)
-    last = -np.inf
-    for _ in range(rounds):
-        log_each = _log_normal(z, weights, means, sds)
-        total = special.logsumexp(log_each, axis=1)
-        share = np.exp(log_each - total[:, None])
-        mass = np.maximum(share.sum(axis=0), 1e-9)
-        weights, means = mass / z.size, (share * z[:, None]).sum(axis=0) / mass
-        sds = np.sqrt(np.maximum((share * (z[:, None] - means) ** 2).sum(axis=0) / mass, 1e-4))
-        if abs(float(total.sum()) - last) < 1e-8 * z.size:
-            break
-        last = float(total.sum())
-    order = np.argsort(means)
-    weights, means, sds = weights[order], means[order], sds[order]
-    return _described(z, weights, means, sds)
+    seen = counted(values)
+    num = int(seen.counts.sum())
+    if num < 10 * components:
+        raise ValueError(f"{components} component(s) need at least {10 * components} lengths, got {num}")
+    law = mixture.fit_mixture(seen, components)
+    rows = mixture.parameters(law)
+    names = [f"{name}_{i}" for i in range(components) for name in ("weight", "mean_log", "sd_log")]
+    return LengthLaw(
+        family=f"lognormal-mixture-{components}",
+        parameters=dict(zip(names, rows.ravel().tolist(), strict=True)),
+        intervals=_intervals(seen, rows),
+        bic=law.bic,
+        ks=farthest(
+            seen.counts, mixture.mixture_cdf(law, seen.values), mixture.mixture_cdf(law, seen.values - 1)
+        ),
+        num=num,
+    )
 
 
-def _log_normal(z: Floats, weights: Floats, means: Floats, sds: Floats) -> Floats:
-    spread = (z[:, None] - means) / sds
-    return np.asarray(np.log(weights) - spread**2 / 2 - np.log(sds * np.sqrt(2 * np.pi)))
-
-
-def _described(z: Floats, weights: Floats, means: Floats, sds: Floats) -> LengthLaw:
-    components = means.size
-    log_each = _log_normal(z, weights, means, sds)
-    total = special.logsumexp(log_each, axis=1)
-    share = np.exp(log_each - total[:, None])
-    spread = (z[:, None] - means) / sds
+def _intervals(seen: Counts, rows: Floats) -> dict[str, tuple[float, float]]:
+    """Of a mixture's parameters, rows (weight, mean, sd) of the logarithms."""
+    weights, means, sds = rows.T
+    components = weights.size
+    spread = (np.log(seen.values)[:, None] - means) / sds
+    log_each = np.log(weights / sds) - spread**2 / 2
+    share = np.exp(log_each - special.logsumexp(log_each, axis=1)[:, None])
     # Scores by mean, log sd and all weights but the last; their outer product estimates the information.
     ratio = share / weights
     columns = [share * spread / sds, share * (spread**2 - 1), ratio[:, :-1] - ratio[:, -1:]]
     scores = np.concatenate(columns, axis=1)
-    sd = np.sqrt(np.maximum(np.diag(np.linalg.pinv(scores.T @ scores)), 0))
-    parameters: dict[str, float] = {}
+    sd = np.sqrt(np.maximum(np.diag(np.linalg.pinv((scores.T * seen.counts) @ scores)), 0))
     intervals: dict[str, tuple[float, float]] = {}
     for i in range(components):
-        parameters |= {
-            f"mean_log_{i}": float(means[i]),
-            f"sd_log_{i}": float(sds[i]),
-            f"weight_{i}": float(weights[i]),
-        }
         intervals[f"mean_log_{i}"] = (float(means[i] - Z95 * sd[i]), float(means[i] + Z95 * sd[i]))
         factor = np.exp(Z95 * sd[components + i])
         intervals[f"sd_log_{i}"] = (float(sds[i] / factor), float(sds[i] * factor))
         if i < components - 1:
             half = Z95 * sd[2 * components + i]
             intervals[f"weight_{i}"] = (float(weights[i] - half), float(weights[i] + half))
-    ordered = np.sort(z)
-    model = (special.ndtr((ordered[:, None] - means) / sds) * weights).sum(axis=1)
-    steps = np.arange(z.size + 1) / z.size
-    distance = float(max(np.abs(model - steps[1:]).max(), np.abs(model - steps[:-1]).max()))
-    likelihood = float(total.sum() - z.sum())
-    free = 3 * components - 1
-    return LengthLaw(
-        family=f"lognormal-mixture-{components}",
-        parameters=parameters,
-        intervals=intervals,
-        bic=free * float(np.log(z.size)) - 2 * likelihood,
-        ks=distance,
-        num=int(z.size),
-    )
+    return intervals
 
 
-def length_laws(values: Floats, max_rows: int = 100_000) -> tuple[LengthLaw, ...]:
-    """Zeta and mixtures of one to three log-normals, the best BIC first; empty under 30 positive lengths."""
-    n = values[values >= 1]
-    if n.size < 30:
+def length_laws(values: Floats) -> tuple[LengthLaw, ...]:
+    """Zeta and mixtures of one to three log-normals, the best BIC first; empty under 30 lengths of at least 1."""
+    if np.count_nonzero(values >= 1) < 30:
         return ()
-    if n.size > max_rows:
-        n = n[np.linspace(0, n.size - 1, max_rows).astype(np.int64)]
-    found = [fit_zeta(n), *(fit_mixture(n, k, 200) for k in (1, 2, 3))]
+    found = [fit_zeta(values), *(fit_mixture(values, components) for components in (1, 2, 3))]
     return tuple(sorted(found, key=lambda law: law.bic))

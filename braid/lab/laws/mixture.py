@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from braid.lab.describe.arrays import Floats, floats
+from braid.lab.arrays import Counts, Floats, floats
 
 MOST_POINTS = 400
 MIN_SIGMA = 0.05  # narrower than that a component is one value, and its density grows without bound
 MOST_ROUNDS = 200
-SPLITS = (0.1, 0.25, 0.5, 0.75, 0.9)
+STARTS: dict[int, tuple[tuple[float, ...], ...]] = {
+    2: ((0.1,), (0.25,), (0.5,), (0.75,), (0.9,)),
+    3: ((1 / 3, 2 / 3), (0.1, 0.5), (0.5, 0.9)),
+}
+"""Quantiles at which the numbers are cut apart to begin with, by components; the best end counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,31 +38,33 @@ class Mixture:
     modes: int
 
 
-def fit_mixture(values: np.ndarray, counts: np.ndarray, components: int) -> Mixture:
-    """Fit 1 or 2 components. ``values`` are distinct whole numbers from 1 in order, each seen ``counts`` times."""
+def fit_mixture(seen: Counts, components: int) -> Mixture:
+    """Fit 1, 2 or 3 components to whole numbers from 1."""
+    values, counts = seen
     points, weights = _grouped(np.log(values), counts.astype(np.float64))
     if components == 1:
         mean = np.average(points, weights=weights)
         sigma = np.sqrt(np.average((points - mean) ** 2, weights=weights))
         parameters = np.array([[1.0, mean, max(sigma, MIN_SIGMA)]])
         return _result(parameters, values, counts)
-    fits = [_maximise(points, weights, split) for split in SPLITS]
+    fits = [_maximise(points, weights, cuts) for cuts in STARTS[components]]
     return min((_result(fit, values, counts) for fit in fits), key=lambda fit: fit.bic)
 
 
 def mixture_cdf(mixture: Mixture, values: np.ndarray) -> np.ndarray:
     """``P(X <= value)`` of the law rounded to whole numbers from 1."""
-    return _cdf(_parameters(mixture), np.log(np.maximum(values, 0) + 0.5))
+    return _cdf(parameters(mixture), np.log(np.maximum(values, 0) + 0.5))
 
 
 def mixture_density(mixture: Mixture, values: np.ndarray) -> np.ndarray:
     """Density per natural logarithm at ``values``, component by component. Shape ``(components, values)``."""
-    weight, mean, sigma = (column[:, None] for column in _parameters(mixture).T)
+    weight, mean, sigma = (column[:, None] for column in parameters(mixture).T)
     standard = (np.log(values)[None, :] - mean) / sigma
     return np.asarray(weight * np.exp(-0.5 * standard**2) / (sigma * np.sqrt(2 * np.pi)))
 
 
-def _parameters(mixture: Mixture) -> np.ndarray:
+def parameters(mixture: Mixture) -> np.ndarray:
+    """Rows (weight, mean, sigma) of the logarithms."""
     rows = [mixture.weights, np.log(np.array(mixture.medians, dtype=np.float64)), mixture.sigmas]
     return np.array(rows, dtype=np.float64).T
 
@@ -73,12 +79,13 @@ def _grouped(logs: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.add.reduceat(logs * weights, starts) / mass, mass
 
 
-def _maximise(points: np.ndarray, weights: np.ndarray, split: float) -> np.ndarray:
-    """Two components, from the two sides of a quantile. Rows (weight, mean, sigma)."""
+def _maximise(points: np.ndarray, weights: np.ndarray, cuts: tuple[float, ...]) -> np.ndarray:
+    """Components that begin as what lies between quantiles. Rows (weight, mean, sigma)."""
     share = np.cumsum(weights) / weights.sum()
-    belongs = np.stack([share <= max(split, share[0]), share > max(split, share[0])]).astype(np.float64)
+    part = np.searchsorted(np.maximum(cuts, share[0]), share)
+    belongs = (part == np.arange(len(cuts) + 1)[:, None]).astype(np.float64)
     last = -np.inf
-    parameters = np.zeros((2, 3))
+    parameters = np.zeros((len(belongs), 3))
     for _ in range(MOST_ROUNDS):
         mass = np.maximum(belongs @ weights, 1e-9)
         mean = (belongs @ (weights * points)) / mass
@@ -87,7 +94,7 @@ def _maximise(points: np.ndarray, weights: np.ndarray, split: float) -> np.ndarr
         parameters = np.stack([mass / weights.sum(), mean, sigma], axis=1)
         standard = (points[None, :] - mean[:, None]) / sigma[:, None]
         logs = np.log(parameters[:, :1] / sigma[:, None]) - 0.5 * standard**2
-        total = np.logaddexp(logs[0], logs[1])
+        total = np.logaddexp.reduce(logs)
         belongs = np.exp(logs - total)
         score = float(total @ weights) / weights.sum()
         if score - last < 1e-6:

@@ -1,4 +1,4 @@
-"""What every statistic here starts from: columns as numpy arrays, and few numbers for many."""
+"""What every statistic of the lab starts from: columns as numpy arrays, counts, and few numbers for many."""
 
 from __future__ import annotations
 
