@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from braid.lab.readers import read_trace
 from braid.lab.readers.draft import with_turns
 from braid.lab.replay.graph import Graph, graph_of
 from braid.lab.replay.rewire import capped, subset, without
@@ -237,11 +238,8 @@ def test_every_graph_can_be_played(frame: pl.DataFrame, quantum_s: float, random
         )
 
 
-@pytest.mark.parametrize("name", ["weka_raw", "weka_requests.csv.gz"])
-def test_real_agents(shared_data: Any, name: str) -> None:
-    from braid.lab.readers import read_trace
-
-    trace = read_trace(shared_data / "agents" / name)
+def test_real_agents(shared_data: Any) -> None:
+    trace = read_trace(shared_data / "agents" / "weka_requests.csv.gz")
     graph = graph_of(trace.frame, trace.info.t_quantum_s)
     sessions = trace.frame["session"].n_unique()
     assert graph.group.max() + 1 == sessions
@@ -249,3 +247,19 @@ def test_real_agents(shared_data: Any, name: str) -> None:
     # Nearly all are chains: one start for each session.
     assert sessions <= (~waits).sum() <= sessions * 1.02
     assert (graph.rank[graph.awaited] < graph.rank[graph.waiter]).all()
+
+
+def test_a_real_session_with_sub_agents(shared_data: Any) -> None:
+    trace = read_trace(shared_data / "agents" / "weka_raw" / "trace_0277.json.gz")
+    graph, frame = graph_of(trace.frame, trace.info.t_quantum_s), trace.frame
+    last, first = {}, {}
+    for row, name in enumerate(frame["program_id"].str.split("/").list.last().to_list()):
+        last[name] = row
+        first.setdefault(name, row)
+    root = [row for row in range(frame.height) if frame["parent_id"][row] is None]
+    waits = _waits(graph)
+    # Three sub-agents start in the root's first pause; one has ended before its second turn, one before its seventh.
+    assert [waits[first[f"root.agent_00{k}"]] for k in (1, 2, 3)] == [{root[0]}] * 3
+    assert waits[root[1]] == {last["root.agent_001"]}
+    assert waits[root[6]] == {root[5], last["root.agent_002"]}
+    assert graph.delay_s[root[1]] == pytest.approx(228 - 79.224 - 19 - 36.89)

@@ -547,7 +547,7 @@ def _traces(draw: st.DrawFn) -> tuple[Trace, PlanOptions]:
     ), options
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(_traces())
 def test_every_plan_is_whole(case: tuple[Trace, PlanOptions]) -> None:
     trace, options = case
