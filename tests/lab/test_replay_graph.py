@@ -252,7 +252,8 @@ def test_real_agents(shared_data: Any) -> None:
 def test_a_real_session_with_sub_agents(shared_data: Any) -> None:
     trace = read_trace(shared_data / "agents" / "weka_raw" / "trace_0277.json.gz")
     graph, frame = graph_of(trace.frame, trace.info.t_quantum_s), trace.frame
-    last, first = {}, {}
+    last: dict[str, int] = {}
+    first: dict[str, int] = {}
     for row, name in enumerate(frame["program_id"].str.split("/").list.last().to_list()):
         last[name] = row
         first.setdefault(name, row)
