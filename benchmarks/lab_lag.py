@@ -3,6 +3,7 @@ asyncio + aiohttp client that plays the same plan. Stub and clients share the ma
 
 Lag is the actual send less the scheduled one, absolute; 16 tokens come 20 ms after a request and 5 ms apart. Goals on
 two cores: p99 of at most 5 ms at 300 requests per second and 20 ms at 1,000. Rounds are interleaved; medians are shown.
+TTFT from the send and TBT are those that the client saw, beside what the stub did by its own clock ("true").
 
 Run: python benchmarks/lab_lag.py [--rounds 3] [--seconds 20] [--rates 300 1000] [--json FILE]
 """
@@ -20,8 +21,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import polars as pl
@@ -37,6 +41,7 @@ TTFT_S, TBT_S = 0.02, 0.005
 IN_TOK, OUT_TOK = 64, 16
 SHAPE = 0.5
 CODE = "import sys; from braid.cli import main; sys.exit(main())"
+PACKAGES = ("uvloop", "httptools", "aiohttp", "polars")
 CLIENTS = ("braid", "aiohttp")
 
 
@@ -69,8 +74,15 @@ def main() -> None:
         "seconds": args.seconds,
         "lag": rows,
     }
+    result["machine"]["versions"] |= {name: version(name) for name in PACKAGES}
     print(describe(result["machine"]))
-    show(f"send lag, ms; {args.rounds} rounds of {args.seconds:g} s", rows)
+    lag = ("req/s", "client", "senders", "p50", "p99", "max", "goal", "met", "ok")
+    show(
+        f"send lag, ms; {args.rounds} rounds of {args.seconds:g} s",
+        [{name: row[name] for name in lag} for row in rows],
+    )
+    times = ("req/s", "client", *(name for name in rows[0] if "TTFT" in name or "TBT" in name))
+    show("seen and true times of tokens, ms", [{name: row[name] for name in times} for row in rows])
     save(args.json, result)
 
 
@@ -96,29 +108,38 @@ def plan_of(rate: int, seconds: float, seed: int) -> ReplayPlan:
 
 
 def played(client: str, plan: ReplayPlan, url: str) -> dict[str, Any]:
-    return played_by_braid(plan, url) if client == "braid" else played_by_aiohttp(plan, url)
+    """What the client saw, and what the stub did."""
+    log = f"{url}/stub/log"
+    urlopen(Request(log, method="DELETE")).close()
+    seen = played_by_braid(plan, url) if client == "braid" else played_by_aiohttp(plan, url)
+    with urlopen(log) as answer:
+        entries = [entry for entry in json.load(answer) if entry["prompt_tokens"] == IN_TOK]
+    times = [entry["token_times_s"] for entry in entries if len(entry["token_times_s"]) == OUT_TOK]
+    true = {
+        "true_ttfts_s": [row[0] - entry["arrival_s"] for row, entry in zip(times, entries, strict=True)],
+        "true_tbts_s": np.diff(np.array(times), axis=1).ravel().tolist(),
+    }
+    return {**seen, **true, "planned": plan.num_requests}
 
 
 def played_by_braid(plan: ReplayPlan, url: str) -> dict[str, Any]:
-    run = replay(plan, Target(url=url), options=RunOptions(), label="lag")
-    frame = run.frame
-    first = frame["chunk_times_s"].list.first()
-    lags, ttfts = frame["sent_s"] - frame["scheduled_s"], first - frame["sent_s"]
+    frame = (run := replay(plan, Target(url=url), options=RunOptions(), label="lag")).frame
     assert not run.head.problems, run.head.problems
+    times = frame["chunk_times_s"]
     return {
-        "lags_s": lags.drop_nulls().to_list(),
-        "ttfts_s": ttfts.drop_nulls().to_list(),
+        "lags_s": (frame["sent_s"] - frame["scheduled_s"]).drop_nulls().to_list(),
+        "ttfts_s": (times.list.first() - frame["sent_s"]).drop_nulls().to_list(),
+        "tbts_s": times.list.diff(null_behavior="drop").explode().drop_nulls().to_list(),
         "ok": int((frame["status"] == "ok").sum()),
-        "planned": plan.num_requests,
         "senders": run.head.run["num_senders"],
     }
 
 
 def played_by_aiohttp(plan: ReplayPlan, url: str) -> dict[str, Any]:
-    target = Target(url=url)
-    facts = probe(target, "ids")
+    facts = probe(Target(url=url), "ids")
     ids = (facts.vocabulary.ids * (IN_TOK // len(facts.vocabulary.ids) + 1))[:IN_TOK]
-    body = {"model": facts.model, "prompt": ids, "max_tokens": OUT_TOK, **facts.fields}
+    lengths = dict.fromkeys(facts.length_fields, OUT_TOK)
+    body = {"model": facts.model, "prompt": ids, **lengths, **facts.fields}
     task = {
         "url": f"{url}/v1/completions",
         "body": json.dumps(body),
@@ -129,8 +150,7 @@ def played_by_aiohttp(plan: ReplayPlan, url: str) -> dict[str, Any]:
         file.flush()
         command = [sys.executable, __file__, "--client", file.name]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return {**result, "planned": plan.num_requests, "senders": 1}
+    return {**json.loads(done.stdout), "senders": 1}
 
 
 async def plain_client(task: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +161,7 @@ async def plain_client(task: dict[str, Any]) -> dict[str, Any]:
     body = task["body"].encode()
     lags: list[float] = []
     ttfts: list[float] = []
+    tbts: list[float] = []
     ok = 0
 
     async def one(session: aiohttp.ClientSession, at: float) -> None:
@@ -148,31 +169,39 @@ async def plain_client(task: dict[str, Any]) -> dict[str, Any]:
         await asyncio.sleep(at - time.monotonic())
         sent = time.monotonic()
         lags.append(sent - at)
-        first = 0.0
+        times: list[float] = []
         async with session.post(task["url"], data=body, headers=headers) as answer:
             async for line in answer.content:
                 if line.startswith(b"data: {"):
-                    json.loads(line[6:])
-                    first = first or time.monotonic()
-        ttfts.append(first - sent)
+                    now = time.monotonic()
+                    if json.loads(line[6:])["choices"]:
+                        times.append(now)
+        ttfts.append(times[0] - sent)
+        tbts.extend(later - earlier for earlier, later in pairwise(times))
         ok += answer.status == 200
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         start = time.monotonic() + 1.0
         await asyncio.gather(*(one(session, start + at) for at in task["starts"]))
-    return {"lags_s": lags, "ttfts_s": ttfts, "ok": ok}
+    return {"lags_s": lags, "ttfts_s": ttfts, "tbts_s": tbts, "ok": ok}
 
 
 def row_of(rate: int, client: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds."""
+
+    def median(name: str, q: float) -> float:
+        return statistics.median(percentile_ms(result[name], q) for result in results)
+
     row: dict[str, Any] = {"req/s": rate, "client": client, "senders": results[0]["senders"]}
-    for name, q in (("p50", 50), ("p99", 99), ("max", 100)):
-        row[name] = statistics.median(percentile_ms(result["lags_s"], q) for result in results)
+    row |= {"p50": median("lags_s", 50), "p99": median("lags_s", 99), "max": median("lags_s", 100)}
     goal = GOALS_MS.get(rate)
-    row |= {"goal p99": goal, "met": None if goal is None else row["p99"] <= goal}
-    row["TTFT p50"] = statistics.median(percentile_ms(result["ttfts_s"], 50) for result in results)
-    row["TTFT p99"] = statistics.median(percentile_ms(result["ttfts_s"], 99) for result in results)
-    row["answered"] = sum(result["ok"] for result in results) / sum(result["planned"] for result in results)
+    row |= {"goal": goal, "met": None if goal is None else row["p99"] <= goal}
+    for what, name in (("TTFT", "ttfts_s"), ("TBT", "tbts_s")):
+        for q in (50, 99):
+            row[f"{what} p{q}"] = median(name, q)
+            row[f"true {what} p{q}"] = median(f"true_{name}", q)
+    row["ok"] = sum(result["ok"] for result in results) / sum(result["planned"] for result in results)
+    row["rounds"] = {"p99": [percentile_ms(result["lags_s"], 99) for result in results]}
     return row
 
 

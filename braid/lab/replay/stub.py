@@ -1,7 +1,8 @@
 """A server that computes nothing: an OpenAI-compatible stub whose times, lengths and faults are known.
 
 It serves the self-tests of replay and the measurement of send lag. One event loop, one protocol object per connection,
-events encoded beforehand. Besides the API it answers ``GET /stub/log``: what it has seen, as JSON.
+events encoded beforehand. Besides the API it answers ``GET /stub/log``: what it has seen, as JSON; ``DELETE``
+makes it forget.
 """
 
 from __future__ import annotations

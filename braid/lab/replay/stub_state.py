@@ -181,7 +181,7 @@ class Stub:
         self.pieces = {chat: Pieces(options.model, chat) for chat in (False, True)}
         self._cache = PrefixCache(options.cache_block) if options.cache_block else None
         self._dealt = dict.fromkeys(["", *options.faults], 0)
-        self._running = 0
+        self._running = self._num_seen = 0
         self._waiting: deque[Callable[[], None]] = deque()
         self._stalls = options.stall is not None
 
@@ -199,9 +199,19 @@ class Stub:
         self._check(body, wanted, len(ids))
         cached = self._cache.enter(ids) if self._cache else 0
         seen = Seen(
-            len(self.log), now, path, len(ids), cached, wanted, program, body.stream, connection, self._deal()
+            self._num_seen,
+            now,
+            path,
+            len(ids),
+            cached,
+            wanted,
+            program,
+            body.stream,
+            connection,
+            self._deal(),
         )
         self.log.append(seen)
+        self._num_seen += 1
         if self._stalls and self.options.stall is not None:
             self._stalls = False
             after, long = self.options.stall
@@ -254,6 +264,9 @@ class Stub:
             return {"status": "ok"}
         if method == "GET" and path == "/stub/log":
             return [asdict(seen) for seen in self.log]
+        if method == "DELETE" and path == "/stub/log":
+            self.log.clear()
+            return {}
         if method == "POST" and options.has_tokenize and path == "/tokenize":
             ids = self._prompt(path, parse(body))
             return {"count": len(ids), "max_model_len": options.max_model_len, "tokens": ids}
@@ -294,7 +307,7 @@ class Stub:
         """The fault (or none) that is furthest behind its share."""
         if not self.options.faults:
             return ""
-        count = len(self.log) + 1
+        count = self._num_seen + 1
         shares = {"": 1 - sum(self.options.faults.values()), **self.options.faults}
         fault = max(shares, key=lambda name: shares[name] * count - self._dealt[name])
         self._dealt[fault] += 1
