@@ -12,6 +12,7 @@ from braid.lab.tables import (
     arrival_rows,
     length_rows,
     program_rows,
+    published_rows,
     quartile_rows,
     reuse_rows,
     summary_rows,
@@ -71,6 +72,7 @@ def _tables(description: Description) -> Iterable[str]:
         ("Output by quarter of the prompts", "quarters", quartile_rows(description)),
         ("Programs", "programs", program_rows(description)),
         ("Prefixes seen before", "prefixes", reuse_rows(description)),
+        ("Published and ours", "published", published_rows(description)),
     ):
         if rows is not None:
             yield section(title, table(rows), key)

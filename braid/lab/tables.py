@@ -8,6 +8,7 @@ from typing import NamedTuple
 from braid.lab.arrays import QUANTILES
 from braid.lab.describe.description import Description
 from braid.lab.describe.lengths import LengthLaw
+from braid.lab.describe.published import Compared
 
 SHOWN = (0.05, 0.5, 0.95, 0.99)
 
@@ -173,3 +174,26 @@ def reuse_rows(description: Description) -> Rows | None:
         for entry in found.reuse
     ]
     return Rows(("block size", "whole blocks", "blocks seen before", "tokens seen before"), cells)
+
+
+def published_rows(description: Description) -> Rows | None:
+    """What is published of the same file, and what was found in it."""
+    if description.published is None:
+        return None
+    return Rows(
+        (description.published.file, "published", "ours", "difference", "note"),
+        [_compared(row) for row in description.published.rows],
+    )
+
+
+def _compared(row: Compared) -> tuple[str, ...]:
+    name = f"{row.name}, {row.unit}" if row.unit not in ("", "share") else row.name
+    relation = "" if row.relation == "=" else f"{row.relation} "
+    shown = _share if row.unit == "share" else number
+    exact = row.relation == "=" and row.ours is not None and row.published
+    difference = f"{row.ours / row.published - 1:+.1%}" if exact and row.ours is not None else "-"
+    return name, relation + shown(row.published), shown(row.ours), difference, row.source
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.3g}%"

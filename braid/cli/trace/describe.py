@@ -105,6 +105,7 @@ def show(description: Description) -> None:
         tables.quartile_rows(description),
         tables.program_rows(description),
         tables.reuse_rows(description),
+        tables.published_rows(description),
     ):
         if rows is not None:
             _print(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,6 +15,7 @@ from braid.lab.describe.failures import Failures, failures
 from braid.lab.describe.lengths import LengthLaw, length_law
 from braid.lab.describe.panels import Panel, panels
 from braid.lab.describe.programs import Gaps, Growth, Sharing, Turns, gaps, growth, sharing, turns
+from braid.lab.describe.published import Published, published
 from braid.lab.describe.rates import Calendar, LoadSeries, calendar, load_series
 from braid.lab.describe.relation import Relation, relation
 from braid.lab.progress import NoProgress, Progress
@@ -41,7 +42,7 @@ class Description:
     """Everything the lab says of a trace. All figures are drawn from this alone, and it is all numbers and words.
 
     ``whole`` is the trace as one panel, ``panels`` its largest ones (empty where there is only one). ``skipped`` says
-    what could not be described, and why.
+    what could not be described, and why. ``published`` is there where the trace is one of BurstGPT's files.
     """
 
     version: int
@@ -60,6 +61,7 @@ class Description:
     growth: Growth | None
     sharing: Sharing | None
     skipped: dict[str, str]
+    published: Published | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dump(..., allow_nan=False)``: NaN and infinity become null."""
@@ -98,7 +100,7 @@ def describe(trace: Trace, progress: Progress | None = None, seed: int = 0) -> D
     step(6)
     shared = sharing(frame, trace.info.block_size, trace.info.hash_scope)
     step(7)
-    return Description(
+    found = Description(
         version=DESCRIPTION_VERSION,
         info=trace.info,
         findings=trace.findings,
@@ -116,6 +118,7 @@ def describe(trace: Trace, progress: Progress | None = None, seed: int = 0) -> D
         sharing=shared,
         skipped=_skipped(table, program_parts, shared, trace.span_s),
     )
+    return replace(found, published=published(found))
 
 
 class _Rows(NamedTuple):
