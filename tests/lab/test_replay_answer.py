@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from braid.lab.replay.answer import MAX_COMPLAINT, Answer, complaint, encode_reply
+from braid.lab.replay.answer import MAX_COMPLAINT, Answer, encode_reply
+from braid.lab.replay.complaint import complaint
 from braid.lab.replay.exchange import parse_retry_after
 
 STREAM = b"text/event-stream; charset=utf-8"

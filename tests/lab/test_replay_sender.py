@@ -26,8 +26,8 @@ from braid.lab.replay.files import COUNTERS, RECENT, REQUEST, RunSpec
 from braid.lab.replay.folder import Bodies, Folder, FolderError
 from braid.lab.replay.ledger import Ledger
 from braid.lab.replay.outcome import Outcome
+from braid.lab.replay.player import STOPPED, Player
 from braid.lab.replay.pool import ConnectionLimitError, connection_limit
-from braid.lab.replay.sender import STOPPED, Sender, Start
 
 LONG_S = 60.0
 """Nobody waits so long but in a test that has failed."""
@@ -216,11 +216,11 @@ class Play:
         self.path = path
         self.over = asyncio.Event()
         self.ledger = Ledger(path, 0)
-        self.sender = Sender(Folder(path), 0, self.ledger, asyncio.get_running_loop(), self.over.set)
+        self.player = Player(Folder(path), 0, self.ledger, asyncio.get_running_loop(), self.over.set)
 
     async def __call__(self, api_key: str | None = None) -> dict[int, Outcome]:
         """To its end: outcomes by request."""
-        self.sender.begin(Start(time.monotonic(), api_key))
+        self.player.begin(time.monotonic(), api_key)
         return await self.end()
 
     async def end(self) -> dict[int, Outcome]:
@@ -497,7 +497,7 @@ async def test_turns_wait_for_the_real_ends_before_them(server: Server, play: Pl
 async def test_a_late_start_is_reported_as_it_is(server: Server, tmp_path: Path) -> None:
     path = write_folder(tmp_path, [Row(start_s=0.5)], port=server.port)
     play = Play(path)
-    play.sender.begin(Start(time.monotonic() - 100.5))
+    play.player.begin(time.monotonic() - 100.5, None)
     outcome = (await play.end())[0]
     assert outcome.scheduled_s == 0.5
     assert outcome.sent_s is not None
@@ -653,13 +653,13 @@ async def test_a_run_that_is_stopped(server: Server, tmp_path: Path) -> None:
         Row(new=b"busy", group=1), Row(start_s=0.01), Row(after=[1]), Row(start_s=1e6, group=2)
     ]  # fmt: skip
     play = Play(write_folder(tmp_path, rows, port=server.port, max_retries=1))
-    play.sender.begin(Start(time.monotonic()))
+    play.player.begin(time.monotonic(), None)
     await asyncio.wait_for(asked.wait(), LONG_S)
     async with asyncio.timeout(LONG_S):
         while (counters(tmp_path)["scheduled"], counters(tmp_path)["open"]) != (2, 1):
             await asyncio.sleep(0.01)
-    play.sender.stop()
-    play.sender.stop()
+    play.player.stop()
+    play.player.stop()
     found = await play.end()
     assert [found[n].status for n in range(4)] == ["refused", "cut", "unsent", "unsent"]
     assert found[0].reason == f"HTTP 503: busy; no further try: {STOPPED}"
@@ -685,7 +685,7 @@ async def test_connections_leave_no_garbage(server: Server, tmp_path: Path) -> N
     gc.disable()
     try:
         before = count()
-        play.sender.begin(Start(time.monotonic()))
+        play.player.begin(time.monotonic(), None)
         await play.end()
         for _ in range(5):
             await asyncio.sleep(0)
@@ -718,7 +718,7 @@ def test_a_broken_folder_is_refused(tmp_path: Path, file: str, data: bytes | Non
 async def test_a_sender_that_the_folder_does_not_know_is_refused(tmp_path: Path) -> None:
     folder = Folder(write_folder(tmp_path, [Row()], num_senders=2, slots=(1, 1)))
     with Ledger(tmp_path, 2) as ledger, pytest.raises(FolderError, match="work for 2 senders"):
-        Sender(folder, 2, ledger, asyncio.get_running_loop(), lambda: None)
+        Player(folder, 2, ledger, asyncio.get_running_loop(), lambda: None)
 
 
 def test_a_key_that_breaks_the_header_is_refused_and_not_shown(tmp_path: Path) -> None:

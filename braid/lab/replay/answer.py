@@ -10,12 +10,11 @@ from typing import Any
 
 import msgspec
 
+from braid.lab.replay.complaint import complaint, complaint_of, excerpt, one_line
 from braid.lab.replay.files import Form
 from braid.lab.replay.outcome import Status
 from braid.lab.replay.sse import EventReader, LongEventError
 
-MAX_REASON = 300
-"""Characters of a reason."""
 MAX_COMPLAINT = 1 << 16
 """Bytes of an error's body that are read."""
 REFUSALS = (429, 503)
@@ -203,7 +202,7 @@ class Answer:
             data, self._whole = bytes(self._whole), bytearray()
             self._read_events(data, now_s)
         elif not start.startswith(b"{"):
-            self._settle("rubbish", f"neither JSON nor events: {_excerpt(bytes(self._whole))}")
+            self._settle("rubbish", f"neither JSON nor events: {excerpt(bytes(self._whole))}")
 
     def _settle_whole(self, now_s: float) -> None:
         if not self._whole.strip():
@@ -213,7 +212,7 @@ class Answer:
         if chunk is None:
             return
         if not chunk.choices and chunk.error is None:
-            self._settle("rubbish", f"an answer without choices: {_excerpt(bytes(self._whole))}")
+            self._settle("rubbish", f"an answer without choices: {excerpt(bytes(self._whole))}")
             return
         self._read_chunk(chunk, now_s)
         self._settle_ok()
@@ -257,16 +256,16 @@ class Answer:
         try:
             chunk = _decode(data)
         except (ValueError, RecursionError) as error:
-            self._settle("rubbish", f"not a chunk ({error}): {_excerpt(data)}")
+            self._settle("rubbish", f"not a chunk ({error}): {excerpt(data)}")
             return None
         if chunk.choices is None and chunk.usage is None and chunk.error is None:
-            self._settle("rubbish", f"not a chunk (no choices): {_excerpt(data)}")
+            self._settle("rubbish", f"not a chunk (no choices): {excerpt(data)}")
             return None
         return chunk
 
     def _read_chunk(self, chunk: _Chunk, now_s: float) -> None:
         if chunk.error is not None:
-            self._settle("error", _complaint_of(chunk.error))
+            self._settle("error", complaint_of(chunk.error))
             return
         if chunk.usage is not None:
             self._read_usage(chunk.usage)
@@ -324,34 +323,6 @@ def encode_reply(reply: Sequence[str] | Sequence[int], form: Form) -> bytes:
     if form == "ids":
         return ",".join(map(str, reply)).encode()
     return msgspec.json.encode("".join(map(str, reply)))[1:-1]
-
-
-def complaint(body: bytes) -> str:
-    """What an error's body says, in one line; the body itself where it is not JSON of a known kind."""
-    try:
-        said = msgspec.json.decode(body)
-    except (ValueError, RecursionError):
-        return _excerpt(body)
-    return _complaint_of(said)
-
-
-def _complaint_of(said: Any) -> str:
-    while isinstance(said, dict):
-        inner = next((said[key] for key in ("error", "message", "detail") if said.get(key)), None)
-        if inner is None:
-            break
-        said = inner
-    return one_line(said if isinstance(said, str) else str(said))
-
-
-def one_line(text: str) -> str:
-    """With single spaces, and not too long."""
-    text = " ".join(text[: 4 * MAX_REASON].split())
-    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 3] + "..."
-
-
-def _excerpt(data: bytes) -> str:
-    return one_line(data[:200].decode("utf-8", "replace")) or "(nothing)"
 
 
 def _is_whole(data: bytes) -> bool:

@@ -173,8 +173,8 @@ class Connection(asyncio.Protocol):
         """Why the answer is none; empty if nothing is wrong with it."""
         try:
             parser.feed_data(data)
-        except httptools.HttpParserCallbackError:
-            raise
+        except httptools.HttpParserCallbackError as error:
+            raise error.__context__ or error from None
         except httptools.HttpParserUpgrade:
             self.is_reusable = False
             return "the server wants to speak another protocol"

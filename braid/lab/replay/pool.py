@@ -88,7 +88,9 @@ class Pool:
         opening = self._socket()
         connection = Connection(self._owner)
         connection.begin(opening, tls=self._tls is not None)
-        self._all[connection] = self._loop.create_task(self._connect(connection, opening))
+        task = self._loop.create_task(self._connect(connection, opening))
+        task.add_done_callback(_raise)
+        self._all[connection] = task
         return connection
 
     def open_before(self, num: int) -> None:
@@ -175,6 +177,12 @@ class Pool:
         else:
             if connection in self._all:
                 self._all[connection] = None
+
+
+def _raise(task: asyncio.Task[None]) -> None:
+    """What nobody foresaw goes to the loop's handler of errors."""
+    if not task.cancelled():
+        task.result()
 
 
 def connection_limit(spec: RunSpec, num_requests: int) -> int:
