@@ -68,10 +68,20 @@ class Cox(msgspec.Struct, frozen=True, kw_only=True, tag="cox"):
     variances: tuple[float, ...]
 
 
-Process = Constant | Windowed | OnOff | Mmpp | Cox
+class Hawkes(msgspec.Struct, frozen=True, kw_only=True, tag="hawkes"):
+    """Self-exciting: ``base_rate`` (1/s), and each arrival causes ``branching`` (< 1) more, ``1 / decay`` s later on
+    average. Its rate follows its own arrivals, so it takes no gap law."""
+
+    base_rate: float
+    branching: float
+    decay: float
 
 
-def path(process: Process, rng: np.random.Generator, chunk_s: float) -> Iterator[Piece]:
+RateProcess = Constant | Windowed | OnOff | Mmpp | Cox
+Process = RateProcess | Hawkes
+
+
+def path(process: RateProcess, rng: np.random.Generator, chunk_s: float) -> Iterator[Piece]:
     """Pieces of about ``chunk_s`` seconds each, without end, in a stationary state from the start."""
     match process:
         case Constant():
@@ -172,6 +182,9 @@ def _cox(process: Cox, rng: np.random.Generator, chunk_s: float) -> Iterator[Pie
 
 def arrivals(process: Process, law: UnitLaw, rng: np.random.Generator, chunk_s: float) -> Iterator[Floats]:
     """Arrival times (s), rising over all chunks, without end; a chunk may be empty."""
+    if isinstance(process, Hawkes):
+        yield from _excited(process, rng, chunk_s)
+        return
     clock, now, event = 0.0, 0.0, float(rng.random() * draw_unit(law, 1, rng)[0])
     for durations, rates in path(process, rng, chunk_s):
         seconds = np.concatenate([[clock], clock + np.cumsum(durations)])
@@ -187,6 +200,26 @@ def arrivals(process: Process, law: UnitLaw, rng: np.random.Generator, chunk_s: 
             if stop == steps.size:  # the last drawn step opens the next round
                 parts[-1] = parts[-1][:-1]
         yield np.interp(np.concatenate(parts), operational, seconds) if parts else np.empty(0)
+
+
+def _excited(process: Hawkes, rng: np.random.Generator, chunk_s: float) -> Iterator[Floats]:
+    """Arrivals that come by themselves, and all that each of them causes; from long enough before 0 on to be even."""
+    memory = 1 / (process.decay * (1 - process.branching))
+    chunk_s = max(chunk_s, memory)
+    clock, held = -20 * memory, np.empty(0)
+    while True:
+        end = 0.0 if clock < 0 else clock + chunk_s
+        parents = rng.uniform(clock, end, rng.poisson(process.base_rate * (end - clock)))
+        parts = [held, parents]
+        while parents.size:
+            caused = np.repeat(parents, rng.poisson(process.branching, parents.size))
+            parents = caused + rng.standard_exponential(caused.size) / process.decay
+            parts.append(parents)
+        times = np.sort(np.concatenate(parts))
+        clock, stop = end, int(np.searchsorted(times, end))
+        held = times[stop:]
+        if end > 0:
+            yield times[:stop]
 
 
 def arrivals_until(process: Process, law: UnitLaw, rng: np.random.Generator, span_s: float) -> Floats:
@@ -205,6 +238,8 @@ def mean_rate(process: Process, seed: int = 0) -> float:
     match process:
         case Constant() | Cox():
             return process.rate
+        case Hawkes():
+            return process.base_rate / (1 - process.branching)
         case Mmpp():
             return float(stationary(np.array(process.switch)) @ np.array(process.rates))
         case _:
