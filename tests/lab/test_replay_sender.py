@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 import os
@@ -12,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -751,7 +752,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     return key, certificate
 
 
-async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: StartIt) -> None:
     key, certificate = make_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -763,7 +764,7 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert unknown[0].status == "unreachable"
     assert "certificate" in unknown[0].reason.lower()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    process = Process(path, 0)
+    process = start(path, 0)
     await process.ready()
     process.begin(start=time.monotonic())
     assert await process.end() == (0, "")
@@ -773,16 +774,27 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await server.stop()
 
 
+StartIt = Callable[..., "Process"]
+
+
 class Process:
     """A sender as a process of its own."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *command: object) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "braid.lab.replay.sender", *map(str, arguments)],
+            [sys.executable, *map(str, command)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+
+    def close(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
     def begin(self, **line: Any) -> None:
         assert self.popen.stdin is not None
@@ -803,9 +815,23 @@ class Process:
         return self.popen.returncode, errors.decode()
 
 
-async def test_a_process_plays_a_folder(server: Server, tmp_path: Path) -> None:
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    processes: list[Process] = []
+
+    def start(*arguments: object, code: str | None = None) -> Process:
+        command = ("-m", "braid.lab.replay.sender") if code is None else ("-c", code)
+        processes.append(Process(*command, *arguments))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.close()
+
+
+async def test_a_process_plays_a_folder(server: Server, tmp_path: Path, start: StartIt) -> None:
     path = write_folder(tmp_path, [Row(new=b"x" * (6 << 20)), Row(after=[0])], port=server.port)
-    process = Process(path, 0)
+    process = start(path, 0)
     assert await process.ready() == b"ready\n"
     process.begin(start=time.monotonic(), api_key="secret")
     assert await process.end() == (0, "")
@@ -816,7 +842,7 @@ async def test_a_process_plays_a_folder(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["stdin", "SIGTERM", "SIGINT"])
-async def test_a_process_is_stopped(server: Server, tmp_path: Path, how: str) -> None:
+async def test_a_process_is_stopped(server: Server, tmp_path: Path, start: StartIt, how: str) -> None:
     asked = asyncio.Event()
 
     async def answer(peer: Peer, seen: Seen) -> None:
@@ -825,7 +851,7 @@ async def test_a_process_is_stopped(server: Server, tmp_path: Path, how: str) ->
 
     server.answering = answer
     path = write_folder(tmp_path, [Row(), Row(after=[0])], port=server.port)
-    process = Process(path, 0)
+    process = start(path, 0)
     await process.ready()
     process.begin(start=time.monotonic())
     await asyncio.wait_for(asked.wait(), LONG_S)
@@ -839,15 +865,39 @@ async def test_a_process_is_stopped(server: Server, tmp_path: Path, how: str) ->
     assert [(found[n].status, found[n].reason) for n in range(2)] == [("cut", STOPPED), ("unsent", STOPPED)]
 
 
-async def test_a_process_that_is_told_no_start(tmp_path: Path) -> None:
-    process = Process(write_folder(tmp_path, [Row()]), 0)
+async def test_a_process_that_is_told_no_start(tmp_path: Path, start: StartIt) -> None:
+    process = start(write_folder(tmp_path, [Row()]), 0)
     await process.ready()
     process.begin(key="secret")
     status, errors = await process.end()
     assert (status, errors) == (1, "the line on stdin is no start: ValidationError\n")
 
 
-async def test_a_process_without_a_folder_says_why(tmp_path: Path) -> None:
-    status, errors = await Process(tmp_path, 0).end()
+async def test_a_process_without_a_folder_says_why(tmp_path: Path, start: StartIt) -> None:
+    status, errors = await start(tmp_path, 0).end()
     assert status == 1
     assert errors == f"cannot read {tmp_path / 'run.json'}: No such file or directory\n"
+
+
+BUG = """
+import sys
+from braid.lab.replay import player, sender
+
+def bug(*_): raise ZeroDivisionError("a bug")
+
+setattr(player.{name}, "{method}", bug)
+sys.exit(sender.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("name", "method"), [("Player", "closed"), ("Pool", "_connect"), ("Answer", "feed")])
+async def test_a_bug_ends_the_process(
+    server: Server, tmp_path: Path, start: StartIt, name: str, method: str
+) -> None:
+    server.answering = then_close(stream("a"))
+    code = BUG.replace("{name}", name).replace("{method}", method)
+    process = start(write_folder(tmp_path, [Row()], port=server.port), 0, code=code)
+    assert await process.ready() == b"ready\n"
+    process.begin(start=time.monotonic())
+    status, errors = await process.end()
+    assert (status, errors.splitlines()[-1]) == (1, "ZeroDivisionError: a bug")

@@ -43,18 +43,27 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 class _Control:
     """The parent's side: its line on stdin, the end of it, and signals."""
 
-    def __init__(self, player: Player, loop: asyncio.AbstractEventLoop) -> None:
-        self._player = player
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._line = b""
         self._has_begun = False
-        self.is_over = False
+        self._is_over = False
         self.crash: BaseException | None = None
         loop.set_exception_handler(self._crashed)
+
+    def stop(self) -> None:
+        """End the loop."""
+        if not self._is_over:
+            self._is_over = True
+            self._loop.stop()
+
+    def watch(self, player: Player) -> None:
+        """Do with it as the parent says."""
+        self._player = player
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, player.stop)
+            self._loop.add_signal_handler(number, player.stop)
         os.set_blocking(sys.stdin.fileno(), False)
-        loop.add_reader(sys.stdin.fileno(), self._read)
+        self._loop.add_reader(sys.stdin.fileno(), self._read)
 
     def _read(self) -> None:
         try:
@@ -72,8 +81,7 @@ class _Control:
                 self._player.begin(start.start, start.api_key)
 
     def _crashed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if self.crash is None and not self.is_over:
-            loop.stop()
+        self.stop()
         self.crash = self.crash or context.get("exception") or RuntimeError(context["message"])
 
 
@@ -100,14 +108,13 @@ def play(path: Path, number: int) -> None:
     loop = _new_loop()
     asyncio.set_event_loop(loop)
     with Ledger(path, number) as ledger, contextlib.closing(loop):
-        player = Player(folder, number, ledger, loop, loop.stop)
-        control = _Control(player, loop)
+        control = _Control(loop)
+        control.watch(Player(folder, number, ledger, loop, control.stop))
         gc.collect()
         gc.freeze()
         gc.disable()  # Its pauses would be lags; connections leave no cycles behind.
         print("ready", flush=True)
         loop.run_forever()
-        control.is_over = True
         _settle(loop)
     if control.crash is not None:
         raise control.crash
