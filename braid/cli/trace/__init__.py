@@ -18,6 +18,7 @@ from braid.cli.trace.report import report
 from braid.cli.trace.scale import scale
 from braid.cli.trace.split import split
 from braid.cli.trace.stub import stub
+from braid.cli.trace.sweep import sweep
 from braid.cli.trace.versus import versus
 
 trace = App(
@@ -36,3 +37,4 @@ trace.command(stub)
 trace.command(split)
 trace.command(report)
 trace.command(versus)
+trace.command(sweep)
