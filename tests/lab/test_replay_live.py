@@ -50,7 +50,7 @@ def test_a_terminal_sees_a_view_that_is_redrawn(tmp_path: Path) -> None:
         view.stopping("stopping")
         view.update(reading(tmp_path, 75.0))
     shown = text.getvalue()
-    for word in ("a -> b", "45%", "0:20, 0:40 to the last planned start", "waiting for the last answers",
+    for word in ("a -> b", "45%", "0:20, 0:40 to the last planned start", "1:15, 11 to go",
                  "failed 1 (timed_out 1)", "TTFT p50 120 ms", "send lag max 1.5 ms",
                  "a sender has told nothing for 75 s", "stopping"):  # fmt: skip
         assert word in shown, word

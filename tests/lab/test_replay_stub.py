@@ -150,6 +150,21 @@ def test_the_log_tells_what_was_asked() -> None:
     assert log[0]["arrival_s"] <= log[1]["arrival_s"]
 
 
+@pytest.mark.parametrize("path", [TEXT, CHAT])
+def test_a_reply_is_in_the_cache_when_it_is_complete(path: str) -> None:
+    with server(cache_block=1) as (stub, client):
+        first = {"prompt": " a b"} if path == TEXT else {"messages": [{"role": "user", "content": "a b"}]}
+        said = client.post(path, json={**first, "max_tokens": 20}).json()["choices"][0]
+        if path == TEXT:
+            later = {"prompt": f" a b{said['text']} c"}
+        else:
+            reply = {"role": "assistant", "content": said["message"]["content"]}
+            later = {"messages": [*first["messages"], reply, {"role": "user", "content": "c"}]}
+        client.post(path, json={**later, "max_tokens": 1})
+    before, after = stub.log
+    assert after.cached_tokens == before.prompt_tokens + 20
+
+
 def test_tokens_come_no_earlier_than_they_are_due() -> None:
     with server(ttft_s=0.02, ttft_per_token_s=0.005, tbt_s=0.01) as (stub, client):
         client.post(TEXT, json={"prompt": [1, 2, 3, 4], "max_tokens": 3, "stream": True})

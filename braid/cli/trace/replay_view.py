@@ -118,12 +118,13 @@ def _at(reading: Reading, share: float) -> float:
 
 
 def _clock(reading: Reading) -> str:
-    """Time since the start, of how much the plan takes at least."""
+    """Time since the start, and what is to come."""
     if reading.elapsed_s < 0:
         return f"starts in {-reading.elapsed_s:.1f} s"
     left = reading.span_s - reading.elapsed_s
-    more = f", {_minutes(left)} to the last planned start" if left > 0 else ", waiting for the last answers"
-    return _minutes(reading.elapsed_s) + more
+    if left > 0:
+        return f"{_minutes(reading.elapsed_s)}, {_minutes(left)} to the last planned start"
+    return f"{_minutes(reading.elapsed_s)}, {reading.planned - reading.ended:,} to go"
 
 
 def _minutes(seconds: float) -> str:

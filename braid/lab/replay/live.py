@@ -22,7 +22,8 @@ class Reading:
 
     Args:
         elapsed_s: since the run's start; negative before it.
-        span_s: from the run's start to the last planned one, as far as the plan knows.
+        span_s: from the run's start to the last planned one of a request that waits for nothing; 0 in concurrency
+            mode.
         planned: requests in the plan.
         counts: by the names of ``files.COUNTERS``, without the clock and the lag.
         lag_max_s: the largest send lag so far.

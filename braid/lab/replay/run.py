@@ -126,7 +126,7 @@ def replay(
             folder,
             spec,
             num_requests=plan.num_requests,
-            span_s=_span(plan),
+            span_s=_span(plan.frame.filter(pl.col("after").list.len() == 0)),
             api_key=target.api_key,
             live=live or NoLive(),
             stop=stop or Stop(),
@@ -202,7 +202,7 @@ def num_senders(plan: ReplayPlan, options: RunOptions) -> int:
         return min(options.num_senders or 1, plan.options.concurrency or 1)
     if options.num_senders is not None:
         return options.num_senders
-    busy = plan.num_requests > SMALL_RATE * max(_span(plan), 1.0)
+    busy = plan.num_requests > SMALL_RATE * max(_span(plan.frame), 1.0)
     return min(2, _cores()) if busy else 1
 
 
@@ -256,8 +256,8 @@ def _frame(plan: ReplayPlan, played: Played) -> pl.DataFrame:
     return join(plan.frame, outcome_frame(outcomes, plan.num_requests, ""))
 
 
-def _span(plan: ReplayPlan) -> float:
-    latest = plan.frame["start_s"].max()
+def _span(frame: pl.DataFrame) -> float:
+    latest = frame["start_s"].max()
     return float(latest) if isinstance(latest, float) else 0.0
 
 

@@ -291,6 +291,8 @@ class Reply:
 
     def _finish(self, close: bool) -> None:
         self._seen.ended = self._seen.fault or "done"
+        if not self._seen.fault:
+            self._stub.answered(self._ids, self._num)
         self._timer, self._started = None, False
         connection = self._connection
         if close:

@@ -50,7 +50,7 @@ class StubOptions:
             the cache does not know.
         tbt_s: between tokens.
         concurrency: requests that are served at a time, in order of arrival; the others wait. None for any number.
-        cache_block: an endless prefix cache of blocks of so many tokens; None for no cache.
+        cache_block: an endless prefix cache of prompts and replies in blocks of so many tokens; None for no cache.
         bos: a text prompt begins with a BOS token.
         has_tokenize: /tokenize and /detokenize are there.
         natural_tokens: a reply ends by itself after so many; None: never before ``max_tokens``.
@@ -225,6 +225,12 @@ class Stub:
         if natural is None or (obeyed and body.ignore_eos):
             return wanted
         return min(wanted, max(natural, (body.min_tokens or 0) if obeyed else 0))
+
+    def answered(self, prompt: list[int], num_tokens: int) -> None:
+        """A reply is complete: it is in the cache, behind its prompt."""
+        if self._cache is not None:
+            rounds = num_tokens // len(self.reply_ids) + 1
+            self._cache.enter(prompt + (self.reply_ids * rounds)[:num_tokens])
 
     def start(self, begin: Callable[[], None]) -> None:
         """Call ``begin`` now, or when a running request has ended."""

@@ -59,17 +59,14 @@ class WordTokenizer:
 
 
 class PrefixCache:
-    """Remembers every full block of every prompt, for ever: the best hit rate that a prefix cache can have.
-
-    Replies are not remembered.
-    """
+    """Remembers every full block for ever: the best hit rate that a prefix cache can have."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._known: set[int] = set()
 
     def enter(self, ids: Sequence[int]) -> int:
-        """How many of a prompt's first tokens were known; they all are from now on."""
+        """How many of the first tokens were known; they all are from now on."""
         size, parent, hits, all_known = self._block_size, 0, 0, True
         for at in range(0, len(ids) - size + 1, size):
             parent = hash((parent, *ids[at : at + size]))
