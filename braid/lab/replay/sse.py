@@ -15,7 +15,7 @@ class LongEventError(ValueError):
 class EventReader:
     """Reads lines that end in LF, CRLF or CR; joins the data of an event; leaves out comments and other fields."""
 
-    __slots__ = ("_data", "_name", "_size", "_skip_lf", "_tail")
+    __slots__ = ("_data", "_is_clean", "_name", "_size", "_skip_lf", "_tail")
 
     def __init__(self) -> None:
         self._tail = bytearray()
@@ -23,6 +23,7 @@ class EventReader:
         self._name = b""
         self._size = 0
         self._skip_lf = False
+        self._is_clean = True
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that these bytes complete.
@@ -31,13 +32,18 @@ class EventReader:
             LongEventError: the reader cannot go on.
         """
         if (
-            data.endswith(b"\n\n")
-            and data.startswith(b"data:")
+            self._is_clean
+            and data[-2:] == b"\n\n"
+            and data[:5] == b"data:"
             and data.find(b"\n") == len(data) - 2
-            and not (self._tail or self._data or self._name or self._skip_lf)
-            and b"\r" not in data
+            and data.find(b"\r") < 0
         ):
-            return [(b"", data[5:-2].strip())]
+            return [(b"", data[5:-2].strip())]  # nearly all there ever is
+        events = self._feed(data)
+        self._is_clean = not (self._tail or self._data or self._name or self._skip_lf)
+        return events
+
+    def _feed(self, data: bytes) -> list[Event]:
         if self._skip_lf or b"\r" in data:
             data = self._plain(data)
         end = data.rfind(b"\n")
