@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -59,7 +59,7 @@ class ReplayView:
             self._live.update(self._picture(reading, rates), refresh=True)
         elif reading.elapsed_s >= self._next_line:
             self._next_line = (reading.elapsed_s // LINE_S + 1) * LINE_S
-            self._line(f"{_clock(reading)}: {', '.join(_facts(reading, rates))}")
+            self._line(f"{_clock(reading)}: {', '.join((*_counts(reading), *_speeds(reading, rates)))}")
 
     def stopping(self, why: str) -> None:
         """See ``braid.lab.replay.live.Live``."""
@@ -83,33 +83,37 @@ class ReplayView:
         top = Table.grid(padding=(0, 2))
         share = reading.ended / reading.planned if reading.planned else 1.0
         bar = ProgressBar(total=max(reading.planned, 1), completed=reading.ended, width=30)
-        top.add_row(Text(self._title), bar, f"{share:.0%}", _clock(reading))
-        facts = [
-            Text(fact, style="red" if fact.startswith("failed") else "") for fact in _facts(reading, rates)
+        top.add_row(bar, f"{share:.0%}", _clock(reading))
+        counts = [
+            Text(fact, style="red" if reading.failed and "failed" in fact else "")
+            for fact in _counts(reading)
         ]
-        lines = [Text("  ").join(facts)]
+        lines: list[RenderableType] = [Text(self._title, no_wrap=True, overflow="ellipsis"), top]
+        lines += [Text("  ").join(counts), Text("  ".join(_speeds(reading, rates)))]
         if reading.silent_s > SILENT_S:
             lines.append(Text(f"a sender has told nothing for {reading.silent_s:.0f} s", style="yellow"))
         if self._word:
             lines.append(Text(self._word, style="yellow"))
-        return Group(top, *lines)
+        return Group(*lines)
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _facts(reading: Reading, rates: tuple[float, float]) -> list[str]:
+def _counts(reading: Reading) -> list[str]:
     counts, failed = reading.counts, reading.failed
     kinds = ", ".join(f"{name} {number:,}" for name, number in failed.items())
-    facts = [f"planned {reading.planned:,}"]
-    facts += [f"{name} {counts[name]:,}" for name in ("sent", "open", "ok")]
-    facts.append(f"failed {sum(failed.values()):,}" + (f" ({kinds})" if kinds else ""))
-    facts += [f"{name} {counts[name]:,}" for name in ("cancelled", "unsent") if counts[name]]
-    facts += [f"{rates[0]:,.1f} req/s", f"{rates[1]:,.0f} tok/s"]
+    told = [f"planned {reading.planned:,}"]
+    told += [f"{name} {counts[name]:,}" for name in ("sent", "open", "ok")]
+    told.append(f"failed {sum(failed.values()):,}" + (f" ({kinds})" if kinds else ""))
+    return told + [f"{name} {counts[name]:,}" for name in ("cancelled", "unsent") if counts[name]]
+
+
+def _speeds(reading: Reading, rates: tuple[float, float]) -> list[str]:
+    told = [f"{rates[0]:,.1f} req/s", f"{rates[1]:,.0f} tok/s"]
     if reading.recent_ttft_s.size:
-        facts.append(f"TTFT p50 {_seconds(_at(reading, 0.5))} p99 {_seconds(_at(reading, 0.99))}")
-    facts.append(f"send lag max {_seconds(reading.lag_max_s)}")
-    return facts
+        told.append(f"TTFT p50 {_seconds(_at(reading, 0.5))} p99 {_seconds(_at(reading, 0.99))}")
+    return [*told, f"send lag max {_seconds(reading.lag_max_s)}"]
 
 
 def _at(reading: Reading, share: float) -> float:
