@@ -141,10 +141,24 @@ def agents() -> Trace:
     return trace_of(columns, block_size=BLOCK)
 
 
+BODIES: list[os.stat_result] = []
+"""``bytes.bin`` of the replay that most tests look at, before its senders started and after they ended."""
+
+
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Replayed]:
     """One replay that most tests look at."""
-    with running(StubOptions(ttft_s=0.01, cache_block=BLOCK)) as stub:
+    play = supervise.play
+
+    def watched(folder: Path, *args: Any, **named: Any) -> supervise.Played:
+        BODIES.append((folder / "bytes.bin").stat())
+        assert folder.stat().st_mode & 0o777 == 0o700
+        found = play(folder, *args, **named)
+        BODIES.append((folder / "bytes.bin").stat())
+        return found
+
+    with pytest.MonkeyPatch.context() as patch, running(StubOptions(ttft_s=0.01, cache_block=BLOCK)) as stub:
+        patch.setattr("braid.lab.replay.run.play", watched)
         yield played(stub, agents())
 
 
@@ -205,7 +219,10 @@ def test_no_request_asks_for_nothing(whole: Replayed) -> None:
 
 
 def test_long_prompts_are_written_before_the_start(whole: Replayed) -> None:
-    """Defect 12: the longest prompt is as exact as the others, and it is sent from bytes that were there."""
+    """Defect 12: the longest prompt is as exact as the others, and was there as bytes before a sender started."""
+    before, after = BODIES
+    assert before.st_size >= LONG_PROMPT * len(",123")
+    assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
     row = whole.frame.filter(pl.col("in_tok") == LONG_PROMPT).row(0, named=True)
     assert (row["prompt_tokens"], row["status"]) == (LONG_PROMPT, "ok")
 

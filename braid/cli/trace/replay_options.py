@@ -38,7 +38,7 @@ class TargetFlags:
     api_key_env: Annotated[
         str,
         Parameter(group=TARGET, help="Environment variable that holds the API key; unset means none."),
-    ] = "OPENAI_API_KEY"
+    ] = "BRAID_API_KEY"
     api_key_file: Annotated[
         Path | None, Parameter(group=TARGET, help="File that holds the API key.", show_default="none")
     ] = None
