@@ -83,7 +83,7 @@ def test_the_limit_of_a_known_server_is_found(trace: Trace, play: Callable[..., 
     assert missed is not None
     assert met < missed <= met * 1.1
     assert 0.85 * CAPACITY < 3 * met < 1.1 * CAPACITY
-    assert sentence(found).startswith("The server keeps TTFT <= 1 s for 0.9 of the requests at ")
+    assert sentence(found).startswith("The server keeps TTFT <= 1 s for 90 % of the requests at ")
     assert f"{met:.3g}x the load (" in sentence(found)
     assert f"no longer at {missed:.3g}x" in sentence(found)
     point = found.points[0]
@@ -277,7 +277,7 @@ def test_the_verb(
     out = tmp_path / "out"
     assert main([*words, "--slo-ttft", "1", "--out", str(out), "--json", str(tmp_path / "s.json")]) == 0
     captured = capsys.readouterr()
-    assert "The server keeps TTFT <= 1 s for 0.9 of the requests at " in captured.out
+    assert "The server keeps TTFT <= 1 s for 90 % of the requests at " in captured.out
     assert "replay 1: 1x the load -> http://127.0.0.1:8000" in captured.err
     told = json.loads((tmp_path / "s.json").read_text())
     assert told == json.loads((out / "sweep.json").read_text())

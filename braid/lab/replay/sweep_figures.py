@@ -64,7 +64,7 @@ def _spread(loads: Sequence[float]) -> list[float]:
 
 def _attainment(axis: Any, found: Sweep, good: Sequence[Point]) -> None:
     target = found.options.search.target
-    axis.axhline(target, color=INK, linewidth=1, linestyle="--", label=f"target {target:.4g}")
+    axis.axhline(target, color=INK, linewidth=1, linestyle="--", label=f"target {100 * target:.4g} %")
     for hopeless, marker, name in (
         (False, "o", "replay with 95 %"),
         (True, "v", "out of reach, stopped: at most"),

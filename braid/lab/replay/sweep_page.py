@@ -8,11 +8,12 @@ from html import escape
 from braid.lab.figures import Picture, duration
 from braid.lab.html import cards, definitions, document, figure, section, table
 from braid.lab.replay.sweep import Sweep
-from braid.lab.replay.sweep_words import sentence, table_rows
+from braid.lab.replay.sweep_words import page_rows, reasons, sentence, share_text
 
 MORE_CSS = """
 .verdict { border-left: 6px solid var(--blue); font-size: 1.15rem }
-tr td:last-child { text-align: left } th:last-child { text-align: left }
+#replays table { font-size: .78rem } #replays th, #replays td { padding: .28rem .32rem; white-space: nowrap }
+#replays tr td:last-child { text-align: left; white-space: normal } #replays th:last-child { text-align: left }
 """
 DEFINITIONS = (
     (
@@ -39,18 +40,22 @@ DEFINITIONS = (
 def page(found: Sweep, source: str, url: str, pictures: Iterable[Picture]) -> str:
     """The whole page as one HTML document."""
     title = f"Sweep of {source.rpartition('/')[2] or 'a trace'}"
-    notes = "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in found.notes) + "</ul>"
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">The highest load that {escape(url)} bears, by braid</p>',
         f'<section class="verdict" id="verdict">{escape(sentence(found))}</section>',
         cards(_facts(found)),
         *(figure(picture) for picture in pictures),
-        section("Replays", table(table_rows(found)), "replays"),
-        section("Notes", notes, "notes") if found.notes else "",
+        section("Replays", table(page_rows(found)), "replays"),
+        section("Invalid replays", _list(reasons(found)), "invalid") if reasons(found) else "",
+        section("Notes", _list(found.notes), "notes") if found.notes else "",
         section("Definitions", definitions(DEFINITIONS), "definitions"),
     ]
     return document(title, parts, MORE_CSS)
+
+
+def _list(texts: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
 def _facts(found: Sweep) -> list[tuple[str, str]]:
@@ -60,7 +65,7 @@ def _facts(found: Sweep) -> list[tuple[str, str]]:
     return [
         ("last met", met),
         ("first missed", missed),
-        ("target", f"{options.search.target:.4g}"),
+        ("target", share_text(options.search.target)),
         ("replays", f"{len(found.points)}"),
         ("each", f"{duration(options.warmup_s)} + {duration(options.measure_s)}"),
         ("all together", duration(took)),

@@ -29,7 +29,7 @@ def sentence(found: Sweep) -> str:
 
 def _answer(found: Sweep) -> str:
     met, missed = (None if load is None else _at(load, found) for load in found.answer[1:])
-    goal = f"{limits(found.options.slo)} for {found.options.search.target:.4g} of the requests"
+    goal = f"{limits(found.options.slo)} for {share_text(found.options.search.target)} of the requests"
     match found.answer.kind:
         case "bracketed":
             return f"The server keeps {goal} at {met}, and no longer at {missed}"
@@ -57,6 +57,11 @@ def limits(slo: SLO) -> str:
     """``TTFT <= 1 s and TPOT <= 100 ms``."""
     pairs = (("TTFT", slo.ttft), ("TPOT", slo.tpot), ("E2E", slo.e2e), ("JCT", slo.jct))
     return " and ".join(f"{name} <= {duration(limit)}" for name, limit in pairs if limit is not None)
+
+
+def share_text(share: float) -> str:
+    """``90 %``."""
+    return f"{100 * share:.4g} %"
 
 
 def load_text(load: float, options: SweepOptions) -> str:
@@ -92,6 +97,23 @@ def row_of(point: Point, options: SweepOptions) -> tuple[str, ...]:
         duration(point.took_s),
         note_of(point, options),
     )
+
+
+HIDDEN = ("TPOT p50", "took")
+"""Columns that a page has no room for."""
+
+
+def page_rows(found: Sweep) -> Rows:
+    """The table without the reasons of invalid replays, which are ``reasons``, and two columns."""
+    kept = [number for number, name in enumerate(COLUMNS) if name not in HIDDEN]
+    rows = table_rows(found).cells
+    cells = [(*(row[number] for number in kept[:-1]), row[-1].partition(":")[0]) for row in rows]
+    return Rows(tuple(COLUMNS[number] for number in kept), cells)
+
+
+def reasons(found: Sweep) -> list[str]:
+    """Why replays were invalid, one sentence or more each."""
+    return [f"Replay {point.number + 1}: {point.invalid}" for point in found.points if point.invalid]
 
 
 def line_of(point: Point, options: SweepOptions) -> str:

@@ -27,6 +27,7 @@ from braid.lab.replay.measure import CURVE
 from braid.lab.replay.sides import Points
 
 COLOURS = {"better": GREEN, "worse": RED, "same": BLUE}
+TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20, 50)
 MAX_POINTS = 4000
 SMOOTH = 31
 """Requests in a running median."""
@@ -48,13 +49,7 @@ def _forest(found: Comparison) -> Figure | None:
     axis.axvline(1, color=INK, linewidth=1)
     for place, row in enumerate(rows):
         _interval(axis, place, row)
-    axis.set_xscale("log")
-    low, high = _reach(rows)
-    axis.set_xlim(low, high)
-    ticks = [
-        t for t in (0.05, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 5, 10, 20) if low <= t <= high
-    ]
-    axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    _ratio_axis(axis, "x", *_reach(rows))
     axis.set_yticks(range(len(rows)), [row.title for row in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
@@ -72,6 +67,30 @@ def _interval(axis: Any, place: int, row: Row) -> None:
         text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=colour,
         annotation_clip=False,
     )  # fmt: skip
+
+
+def _ratio_axis(axis: Any, which: str, low: float, high: float) -> None:
+    """A logarithmic axis of ratios, labelled at round ones that leave each other room."""
+    shown: list[float] = []
+    for tick in sorted(TICKS, key=lambda tick: abs(np.log(tick))):
+        room = np.log(high / low) / 9
+        if low <= tick <= high and all(abs(np.log(tick / other)) >= room for other in shown):
+            shown.append(tick)
+    labels = [f"{tick:g}x" for tick in shown]
+    if which == "x":
+        axis.set_xscale("log")
+        axis.set_xlim(low, high)
+        axis.set_xticks(shown, labels)
+    else:
+        axis.set_yscale("log")
+        axis.set_ylim(low, high)
+        axis.set_yticks(shown, labels)
+
+
+def _most(ratios: Floats) -> tuple[float, float]:
+    """Limits that hold 1 and all but the outermost hundredth."""
+    low, high = np.quantile(ratios, [0.005, 0.995])
+    return min(float(low) / 1.1, 0.9), max(float(high) * 1.1, 1.12)
 
 
 def _reach(rows: list[Row]) -> tuple[float, float]:
@@ -110,29 +129,22 @@ def _floor(a: Floats, b: Floats) -> float:
 
 
 def _pairs(found: Comparison) -> Figure | None:
-    if found.points is None or found.points.at.size < 2:
+    if found.points is None:
+        return None
+    ratios = {"TTFT": _ratio(*found.points.ttft), "E2E": _ratio(*found.points.e2e)}
+    if any(ratio.size < 2 for ratio in ratios.values()):
         return None
     figure, axes = new_figure(1, 2, 3.6)
     left, right = axes[0]
     _through_time(left, found.points)
-    for (a, b), name, colour, dash in (
-        (found.points.ttft, "TTFT", BLUE, "-"),
-        (found.points.e2e, "E2E", GREEN, "--"),
-    ):
-        ratio = _ratio(a, b)
-        if ratio.size:
-            right.plot(
-                np.sort(ratio),
-                np.arange(1, ratio.size + 1) / ratio.size,
-                color=colour,
-                linestyle=dash,
-                label=name,
-            )
+    for (name, ratio), colour, dash in zip(ratios.items(), (BLUE, GREEN), ("-", "--"), strict=True):
+        shares = np.arange(1, ratio.size + 1) / ratio.size
+        right.plot(np.sort(ratio), shares, color=colour, linestyle=dash, label=name)
     right.axvline(1, color=INK, linewidth=1)
-    right.set_xscale("log")
+    _ratio_axis(right, "x", *_most(np.concatenate(list(ratios.values()))))
     percent(right.yaxis)
     right.set(title="Requests by B / A", xlabel="B / A", ylabel="share at most that")
-    right.legend(loc="lower right")
+    right.legend(loc="upper left")
     return figure
 
 
@@ -146,12 +158,9 @@ def _through_time(axis: Any, points: Points) -> None:
     if at.size >= 2 * SMOOTH:
         views = np.lib.stride_tricks.sliding_window_view(ratio, SMOOTH)
         middle = at[SMOOTH // 2 : -(SMOOTH // 2)]
-        axis.plot(
-            middle, np.median(views, axis=1), color=INK, linewidth=1.4, label=f"median of {SMOOTH} requests"
-        )
-        axis.legend(loc="upper right", bbox_to_anchor=(1, 1.17))
+        axis.plot(middle, np.median(views, axis=1), color=ORANGE, linewidth=1.4)
     axis.axhline(1, color=INK, linewidth=1)
-    axis.set_yscale("log")
+    _ratio_axis(axis, "y", *_most(ratio))
     axis.set(title="TTFT, request by request", xlabel="time since the run's start (s)", ylabel="B / A")
 
 
@@ -178,7 +187,8 @@ PLOTS: tuple[Plot[Comparison], ...] = (
     Plot(
         "pairs",
         "Request by request",
-        "Each request of the first pair of runs against itself. Left of 1, or below it, B was faster.",
+        "Each request of the first pair of runs against itself: below 1, or left of it, B was faster. The line is a "
+        f"running median of {SMOOTH} requests.",
         _pairs,
     ),
 )
