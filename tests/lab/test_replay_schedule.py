@@ -94,6 +94,15 @@ def test_slots_are_given_in_order_of_rows_when_a_whole_group_has_ended() -> None
     assert due(schedule) == [(6.0, 5)]
 
 
+def test_first_requests_of_a_group_keep_their_distances_behind_the_slot() -> None:
+    schedule = make([(0, NAN, (), 0), (0, NAN, (), 3.0), (1, NAN, (), 0.5)], num_slots=1)
+    assert schedule.pop(9.0) == (0.0, 0)
+    assert schedule.pop(9.0) == (3.0, 1)
+    schedule.ended(0, 4.0)
+    schedule.ended(1, 6.0)
+    assert schedule.pop(9.0) == (6.5, 2)
+
+
 def test_a_dropped_group_frees_its_slot() -> None:
     rows = [(0, NAN, (), 0), (0, NAN, (0,), 0), (1, NAN, (), 0)]
     schedule = make(rows, num_slots=1, stop_on_failure=True)

@@ -32,8 +32,8 @@ class _Wait:
 class Schedule:
     """The requests of one sender: due at their time, after their predecessors, or when a slot is free.
 
-    1. A request without predecessors is due at ``start_s``; if that is NaN, when its group gets a slot: groups get
-       slots in the order of their first rows, and give them back when all of their requests have ended.
+    1. A request without predecessors is due at ``start_s``; if that is NaN, ``delay_s`` after its group gets a slot:
+       groups get slots in the order of their first rows, and give them back when all of their requests have ended.
     2. One with predecessors is due ``delay_s`` after the last of their ends.
     3. With ``stop_on_failure``, what waits for a failed request, directly or through others, is never due.
 
@@ -57,6 +57,7 @@ class Schedule:
         stop_on_failure: bool = False,
     ) -> None:
         self._groups = requests["group"]
+        self._delays = requests["delay_s"]
         self._stop_on_failure = stop_on_failure
         mine = np.flatnonzero(self._groups % num_senders == sender)
         self.remaining = int(mine.size)
@@ -109,7 +110,7 @@ class Schedule:
     def _start_group(self, now_s: float) -> None:
         group = next(iter(self._pending))
         for number in self._pending.pop(group):
-            heappush(self._heap, (now_s, number))
+            heappush(self._heap, (now_s + float(self._delays[number]), number))
 
     def pop(self, now_s: float) -> tuple[float, int] | None:
         """The next request that is due by now, with its time; None if none is."""
