@@ -132,7 +132,7 @@ def test_windowed_rates() -> None:
 
 def test_a_poisson_trace_is_not_mistaken_for_bursts_and_bursts_not_for_poisson() -> None:
     names = ("poisson", "gamma", "cox", "onoff-4", "drift-gamma")
-    span = 4000.0
+    span = 2000.0
     calm = observed(arrivals_until(Constant(rate=3.0), POISSON, np.random.default_rng(0), span))
     bursty = observed(arrivals_until(TWO, POISSON, np.random.default_rng(0), span))
     calm_scores = {s.name: s for s in fit_arrivals(calm, names).scores}

@@ -135,7 +135,7 @@ def _programs(own: pl.DataFrame, mix: tuple[Lengths, ...], rows: pl.DataFrame) -
 def _below(rows: pl.DataFrame, parents: pl.DataFrame, laws: bool) -> SubPrograms | None:
     """What the programs of one level started, level by level."""
     children = _children(rows, parents)
-    if not children.height:
+    if not children["in_tok"].count() and not (children["out_tok"] > 0).any():
         return None
     first = children.unique("program_id", keep="first", maintain_order=True)
     mix = _mix(children, first, laws)
