@@ -17,8 +17,9 @@ from braid.cli.trace.describe import spark
 from braid.core.errors import BraidError
 from braid.lab.arrays import QUANTILES
 from braid.lab.describe.description import Description, describe
-from braid.lab.figures import draw_all, draw_plots, duration
+from braid.lab.figures import Picture, draw_all, draw_plots, duration
 from braid.lab.figures.process import DrawingProcess
+from braid.lab.figures.style import grid_of, seconds_axis, titles
 from braid.lab.figures.trace import PLOTS
 from braid.lab.page import page
 from braid.lab.readers import read_trace
@@ -57,6 +58,11 @@ def made(rows: int = 6000, days: float = 15.0, seed: int = 3) -> Trace:
 @pytest.fixture(scope="module")
 def described() -> Description:
     return describe(made())
+
+
+@pytest.fixture(scope="module")
+def pictures(described: Description) -> tuple[Picture, ...]:
+    return draw_all(described)
 
 
 def statistics(found: Description) -> dict[str, object]:
@@ -135,10 +141,9 @@ def test_agents_gaps_and_reuse(shared_data: Path) -> None:
     assert lmcache.whole.input is None
 
 
-def test_everything_is_described_and_drawn(described: Description) -> None:
+def test_everything_is_described_and_drawn(described: Description, pictures: tuple[Picture, ...]) -> None:
     assert described.skipped == {}
     assert len(described.panels) == 4
-    pictures = draw_all(described)
     assert [picture.name for picture in pictures] == [
         "load", "weekly", "hourly", "tokens_hourly", "bursts", "dispersion", "inputs", "outputs", "mixtures",
         "relation", "turns", "growth", "sharing", "failures",
@@ -147,11 +152,11 @@ def test_everything_is_described_and_drawn(described: Description) -> None:
     json.dumps(described.as_json(), allow_nan=False)
 
 
-def test_a_second_process_draws_the_same(described: Description) -> None:
+def test_a_second_process_draws_the_same(described: Description, pictures: tuple[Picture, ...]) -> None:
     with DrawingProcess() as beside:
         beside.show(described)
         drawn = {name: beside.draw(name) for name in ("growth", "failures")}
-    own = {picture.name: picture.png for picture in draw_all(described)}
+    own = {picture.name: picture.png for picture in pictures}
     assert drawn == {name: own[name] for name in drawn}
 
 
@@ -185,8 +190,9 @@ class _Links(HTMLParser):
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
-def test_the_page_holds_everything_and_loads_nothing(described: Description) -> None:
-    pictures = draw_all(described)
+def test_the_page_holds_everything_and_loads_nothing(
+    described: Description, pictures: tuple[Picture, ...]
+) -> None:
     text = page(described, pictures)
     links = _Links()
     links.feed(text)
@@ -244,3 +250,23 @@ def test_sparks() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_titles_fit_over_half_of_a_figure() -> None:
+    figure, axes = grid_of(["a", "b"], 3.0)
+    titles(axes, ["a model with quite a long name · conversation: output", "short"])
+    drawn = [axis.title for axis in axes]
+    assert "…" in drawn[0].get_text()
+    assert drawn[0].get_fontsize() == drawn[1].get_fontsize() < 10
+    right = drawn[0].get_window_extent(figure.canvas.get_renderer()).x1  # type: ignore[attr-defined]
+    assert right < axes[1].get_window_extent().x0
+
+
+@pytest.mark.parametrize(("low", "high", "most"), [(1e-5, 2e5, 8), (0.05, 100.0, 6), (2.99, 3.01, 2)])
+def test_axes_of_durations_have_ticks_apart(low: float, high: float, most: int) -> None:
+    _, (axis, *_) = grid_of(["a"], 3.0)
+    axis.set(xscale="log", xlim=(low, high))
+    seconds_axis(axis.xaxis)
+    ticks = np.log10(axis.xaxis.get_major_locator()())
+    assert 1 <= ticks.size <= most
+    assert (np.diff(ticks) >= 0.12 * np.log10(high / low)).all()

@@ -23,7 +23,9 @@ from braid.lab.figures.style import (
     duration,
     new_figure,
     plain_log,
+    room_above,
     seconds_axis,
+    white,
     wide_log,
 )
 
@@ -61,7 +63,7 @@ def _bursts(description: Description) -> Figure | None:
         title=f"Gamma shape of the gaps (1: Poisson, smaller: burstier; windows with {MIN_GAPS} gaps or more)",
         ylabel="shape",
     )
-    shape.legend(loc="best", ncols=2)
+    white(shape.legend(loc="best", ncols=2))
     dispersion.plot(middle, array(windows.idc), color=PURPLE, **look)
     dispersion.axhline(1, color=SOFT, linestyle="--", linewidth=1)
     wide_log(dispersion)
@@ -70,7 +72,7 @@ def _bursts(description: Description) -> Figure | None:
         ylabel="Var / mean",
         xlabel=label,
     )
-    rate.set_ylim(bottom=0)
+    room_above(rate, 1.12)
     if many:
         for axis, values in ((rate, windows.rate), (shape, windows.shape), (dispersion, windows.idc)):
             axis.plot(middle, _running_median(array(values)), color=INK, linewidth=1.3)
@@ -93,7 +95,7 @@ def _dispersion(description: Description) -> Figure | None:
     left, right = axes[0]
     for judged, colour, name in (
         (True, BLUE, "this trace"),
-        (False, FAINT, "window shorter than the clock's grid"),
+        (False, FAINT, "below the clock's grid"),
     ):
         points = [point for point in arrivals.dispersion_curve if point.judged is judged and point.idc]
         if points:
@@ -127,7 +129,7 @@ def _dispersion(description: Description) -> Figure | None:
         xlabel="window of the counts",
         ylabel="Var / mean",
     )
-    left.legend(loc="best")
+    white(left.legend(loc="best"))
     left.margins(y=0.18)
     seconds_axis(left.xaxis)
     plain_log(left.yaxis)

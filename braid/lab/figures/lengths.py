@@ -13,7 +13,7 @@ from braid.lab.describe.description import Description
 from braid.lab.describe.lengths import LengthLaw
 from braid.lab.figures.parts import parts_of
 from braid.lab.figures.picture import Plot
-from braid.lab.figures.style import BLUE, INK, ORANGE, RED, SKY, SOFT, array, eng, grid_of
+from braid.lab.figures.style import BLUE, INK, ORANGE, RED, SKY, SOFT, array, eng, grid_of, titles, white
 from braid.lab.laws.mixture import mixture_density
 
 
@@ -28,21 +28,19 @@ def _survivals(laws: list[tuple[str, LengthLaw | None]]) -> Figure | None:
     if not known:
         return None
     figure, axes = grid_of(known, 3.5)
-    for axis, (name, law) in zip(axes, known, strict=False):
+    titles(axes, [name for name, _ in known])
+    for axis, (_, law) in zip(axes, known, strict=False):
         length, at_least = array(law.survival).T
         axis.plot(length, at_least, color=BLUE, label="data", linewidth=2.2)
-        for fit, colour, dash, label in (
-            (law.zeta, RED, "--", "Zipf from 1"),
-            (law.tail, ORANGE, "-.", "Zipf tail"),
-        ):
+        for fit, colour, dash in ((law.zeta, RED, "--"), (law.tail, ORANGE, "-.")):
             if fit is None:
                 continue
             over = np.geomspace(fit.first, length[-1], 200)
             line = fit.share * zeta(fit.exponent, over) / zeta(fit.exponent, fit.first)
-            start = f" from {fit.first:,}" if fit is law.tail else ""
-            text = f"{label}{start}: s = {fit.exponent:.2f}, KS {fit.distance.ks:.2f}"
+            first = f"{fit.first:,}" if fit.first < 10_000 else f"{fit.first / 1000:.0f}k"
+            text = f"Zipf from {first}: s = {fit.exponent:.2f}, KS {fit.distance.ks:.2f}"
             axis.plot(over, line, color=colour, linestyle=dash, label=text)
-        axis.set(xscale="log", yscale="log", title=name, xlabel="tokens", ylabel="share at least that long")
+        axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="share at least that long")
         axis.set_ylim(max(at_least.min() / 2, 1e-7), 1.5)
         eng(axis.xaxis)
         axis.legend(loc="lower left")
@@ -62,12 +60,13 @@ def _mixtures(description: Description) -> Figure | None:
     if not known:
         return None
     figure, axes = grid_of(known, 3.4)
-    for axis, (name, law) in zip(axes, known, strict=False):
-        _mixture(axis, name, law)
+    titles(axes, [name for name, _ in known])
+    for axis, (_, law) in zip(axes, known, strict=False):
+        _mixture(axis, law)
     return figure
 
 
-def _mixture(axis: Any, name: str, law: LengthLaw) -> None:
+def _mixture(axis: Any, law: LengthLaw) -> None:
     edges, counts = array(law.histogram_edges), array(law.histogram)
     height = counts / counts.sum() / np.diff(np.log(edges))
     axis.stairs(height, edges, fill=True, color=SKY, alpha=0.55, label="data")
@@ -84,8 +83,8 @@ def _mixture(axis: Any, name: str, law: LengthLaw) -> None:
     for part in parts:
         axis.plot(at, part, color=RED, linewidth=0.9, linestyle=":")
     gain = law.bic_gain_per_row or 0.0
-    axis.set(xscale="log", title=name, xlabel="tokens", ylabel="density per log unit")
-    axis.set_ylim(0, 1.42 * min(float(height.max()), 1.6 * float(parts.sum(0).max())))
+    axis.set(xscale="log", xlabel="tokens", ylabel="density per log unit")
+    axis.set_ylim(0, 1.6 * min(float(height.max()), 1.6 * float(parts.sum(0).max())))
     axis.legend(loc="upper left", title=f"BIC gain of the second: {gain:.2g} per row", title_fontsize=9)
     eng(axis.xaxis)
 
@@ -95,6 +94,7 @@ def _relation(description: Description) -> Figure | None:
     if not parts:
         return None
     figure, axes = grid_of(parts, 4.0 if len(parts) == 1 else 3.4)
+    titles(axes, [part.panel.name for part in parts])
     for axis, part in zip(axes, parts, strict=False):
         found = part.relation
         assert found is not None
@@ -119,9 +119,8 @@ def _relation(description: Description) -> Figure | None:
         axis.plot(
             middle[kept], array(found.mean)[kept], color=ORANGE, linestyle="--", linewidth=1.8, label="mean"
         )
-        rank = "-" if found.spearman is None else f"{found.spearman:.2f}"
+        rank = "-" if found.spearman is None else f"{round(found.spearman, 2) + 0:.2f}"
         axis.set(xscale="log", yscale="log", xlabel="prompt tokens", ylabel="output tokens")
-        axis.set_title(part.panel.name)
         axis.annotate(
             f"rank correlation {rank}",
             (0.98, 0.97),
@@ -136,7 +135,7 @@ def _relation(description: Description) -> Figure | None:
         bar = figure.colorbar(mesh, ax=axis, pad=0.01, label="requests")
         eng(bar.ax.yaxis)
         bar.outline.set_visible(False)
-    axes[0].legend(loc="lower left", ncols=1, frameon=True, framealpha=0.85, edgecolor="none")
+    white(axes[0].legend(loc="lower left"))
     return figure
 
 

@@ -24,7 +24,12 @@ from braid.lab.figures.style import (
     eng,
     grid_of,
     new_figure,
+    room_above,
+    titles,
 )
+
+LINEAR_TOKENS = 1000
+"""Below this, axes of tokens per hour are linear."""
 
 
 def _load(description: Description) -> Figure | None:
@@ -67,6 +72,7 @@ def _weekly(description: Description) -> Figure | None:
     if not parts or description.span_s < 7 * 86400:
         return None
     figure, axes = grid_of(parts, 3.4)
+    titles(axes, [part.panel.name for part in parts])
     for axis, part in zip(axes, parts, strict=False):
         days = array(part.calendar.per_day)  # type: ignore[union-attr]
         weeks = np.pad(days, (0, -len(days) % 7), constant_values=np.nan).reshape(-1, 7)
@@ -75,7 +81,7 @@ def _weekly(description: Description) -> Figure | None:
         )
         axis.invert_yaxis()
         axis.set_xticks(np.arange(7) + 0.5, [str(day) for day in range(7)])
-        axis.set(title=part.panel.name, xlabel="day of the week (0: first day)", ylabel="week")
+        axis.set(xlabel="day of the week (0: first day)", ylabel="week")
         axis.grid(False)
         bar = figure.colorbar(mesh, ax=axis, label="requests / day", pad=0.02)
         eng(bar.ax.yaxis)
@@ -88,15 +94,17 @@ def _hourly(description: Description) -> Figure | None:
     if not parts:
         return None
     figure, axes = grid_of(parts, 3.1)
+    titles(axes, [part.panel.name for part in parts])
     for axis, part in zip(axes, parts, strict=False):
         _boxes(axis, part.calendar.hour_requests, BLUE)  # type: ignore[union-attr]
         share = part.calendar.daily_share  # type: ignore[union-attr]
         if share is not None:
             text = f"hour of day explains {share:.0%} of the variance"
             axis.annotate(
-                text, (0.98, 0.95), xycoords="axes fraction", ha="right", va="top", color=SOFT, fontsize=9
+                text, (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", color=SOFT, fontsize=9
             )
-        axis.set(title=part.panel.name, xlabel="hour of the day", ylabel="requests / hour")
+        room_above(axis, 1.2)
+        axis.set(xlabel="hour of the day", ylabel="requests / hour")
     return figure
 
 
@@ -105,13 +113,18 @@ def _tokens_hourly(description: Description) -> Figure | None:
     if not parts:
         return None
     figure, axes = grid_of(parts, 3.1)
+    titles(axes, [part.panel.name for part in parts])
     for axis, part in zip(axes, parts, strict=False):
         _boxes(axis, part.calendar.hour_in_tok, ORANGE, -0.2, "prompt")  # type: ignore[union-attr]
         _boxes(axis, part.calendar.hour_out_tok, GREEN, 0.2, "output")  # type: ignore[union-attr]
-        axis.set_yscale("symlog", linthresh=1000)
+        top = max(axis.dataLim.y1, LINEAR_TOKENS)
+        axis.set_yscale("symlog", linthresh=LINEAR_TOKENS, linscale=0.5)
+        top *= 12 if axis is axes[0] else 2  # room for the legend
+        axis.set_ylim(0, top)
+        axis.set_yticks([0, *(10.0**power for power in range(3, int(np.log10(top)) + 1))])
         eng(axis.yaxis)
-        axis.set(title=part.panel.name, xlabel="hour of the day", ylabel="tokens / hour")
-    axes[0].legend(loc="upper right", bbox_to_anchor=(1, 1.17), ncols=2)
+        axis.set(xlabel="hour of the day", ylabel="tokens / hour")
+    axes[0].legend(loc="upper right", ncols=2)
     return figure
 
 

@@ -40,7 +40,7 @@ def _turns(description: Description) -> Figure | None:
         left.set(
             yscale="log",
             xlabel="turns",
-            ylabel="share of programs with at least as many",
+            ylabel="share with at least as many",
             title="Turns per program",
         )
         if found.max > 40:
@@ -91,7 +91,7 @@ def _growth(description: Description) -> Figure | None:
     left.plot(turn, middle, color=RED, label="median")
     left.set(title=f"Prompt by turn: {found.verdict}", xlabel="turn", ylabel="prompt tokens")
     left.set_ylim(bottom=0)
-    left.legend(loc="upper left")
+    left.legend(loc="lower right")
     eng(left.yaxis)
     right.plot(turn, programs, color=BLUE)
     right.fill_between(turn, programs, color=BLUE, alpha=0.15, linewidth=0)
@@ -114,7 +114,7 @@ def _sharing(description: Description) -> Figure | None:
             (0.2, [reuse.token_hit_rate for reuse in found.reuse], ORANGE, "of tokens"),
         ):
             bars = left.bar(at + shift, rates, 0.38, color=colour, label=label)
-            left.bar_label(bars, [f"{rate:.1%}" for rate in rates], fontsize=8.5, padding=2)
+            left.bar_label(bars, [f"{100 * rate:.1f}" for rate in rates], fontsize=8.5, padding=2)
         left.set_xticks(at, names)
         left.set(
             title="Hit rate of a cache without limit", xlabel="block size (tokens)", ylabel="seen before"

@@ -25,6 +25,12 @@ DPI = 130
 WIDTH = 9.0
 ROUND_S = (1e-6, 1e-4, 1e-2, 0.1, 1, 10, 60, 600, 3600, 36000, 864000)
 """Where a logarithmic axis of durations has its labels."""
+FINE_S = (
+    *(digit * 10.0**power for power in range(-6, 1) for digit in (1, 2, 3, 5)),
+    *(10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 18000, 36000, 86400, 2 * 86400, 5 * 86400),
+)
+"""The same for short axes."""
+LONGEST_TITLE = 44
 
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -100,9 +106,47 @@ def percent(axis: Any, decimals: int | None = 0) -> None:
     axis.set_major_formatter(PercentFormatter(1.0, decimals=decimals))
 
 
+def titles(axes: Sequence[Any], names: Sequence[str]) -> None:
+    """Titles over half of a figure each: all smaller where one is long, very long ones without their middle."""
+    half = LONGEST_TITLE // 2
+    short = [name if len(name) <= LONGEST_TITLE else f"{name[: half - 1]}…{name[-half:]}" for name in names]
+    size = 11 if max(map(len, short)) <= 34 else 9
+    for axis, name in zip(axes, short, strict=False):
+        axis.set_title(name, fontsize=size)
+
+
+def room_above(axis: Any, factor: float) -> None:
+    """An axis from 0 to ``factor`` times what is drawn highest, so that words fit above it."""
+    axis.set_ylim(0, factor * (axis.dataLim.y1 or 1.0))
+
+
+def white(legend: Any) -> None:
+    """A legend that what lies under it does not disturb."""
+    legend.set_frame_on(True)
+    legend.get_frame().set(alpha=0.85, edgecolor="none", facecolor="white")
+
+
+class _RoundDurations(FixedLocator):
+    """Durations in view that are not too close to the last one: of ``ROUND_S``, or of all where that are under two."""
+
+    def __call__(self) -> Any:
+        assert self.axis is not None
+        low, high = sorted(np.log10(np.maximum(self.axis.get_view_interval(), 1e-9)))
+        few = _spread(ROUND_S, low, high)
+        return few if few.size > 1 else _spread(FINE_S, low, high)
+
+
+def _spread(candidates: Sequence[float], low: float, high: float) -> np.ndarray:
+    shown: list[float] = []
+    for at in np.log10(candidates):
+        if low <= at <= high and (not shown or at - shown[-1] >= 0.13 * (high - low)):
+            shown.append(float(at))
+    return np.asarray(10.0 ** np.array(shown))
+
+
 def seconds_axis(axis: Any) -> None:
     """A logarithmic axis of durations, labelled at round ones."""
-    axis.set_major_locator(FixedLocator(ROUND_S))
+    axis.set_major_locator(_RoundDurations(ROUND_S))
     axis.set_tick_params(labelsize=8)
     axis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     axis.set_minor_formatter(NullFormatter())
@@ -143,7 +187,7 @@ def wide_log(axis: Any) -> None:
         axis.set_yscale("log")
         plain_log(axis.yaxis)
     else:
-        axis.set_ylim(bottom=0)
+        room_above(axis, 1.12)
 
 
 def plain_log(axis: Any) -> None:
