@@ -126,7 +126,8 @@ def test_ctrl_c_keeps_what_there_is(stub: Stub, tmp_path: Path) -> None:
     assert "stopping; Ctrl-C again" in complaints
     assert "ended before its plan did" in said
     outcomes = json.loads(result.read_text())["outcomes"]
-    assert {name: num for name, num in outcomes.items() if num} == {"ok": 2, "unsent": 1}
+    assert outcomes["unsent"] == 1
+    assert outcomes["ok"] + outcomes["cut"] == 2  # the last answer may still have been on its way
     assert not list(tmp_path.glob("braid-replay-*"))
 
 

@@ -283,7 +283,7 @@ class Nap(NoLive):
         self.napped = False
 
     def update(self, reading: Reading) -> None:
-        if self.napped or reading.counts["sent"] < 5:
+        if self.napped or not reading.counts["sent"]:
             return
         self.napped = True
         for number in (signal.SIGSTOP, signal.SIGCONT):
@@ -314,12 +314,11 @@ def test_tokens_are_seen_when_they_are_sent_or_the_run_is_invalid(monkeypatch: p
 
 def test_every_fault_is_an_outcome() -> None:
     """Defect 14, and each fault is told apart."""
-    shares = dict.fromkeys(FAULTS, 0.08)
+    shares = {fault: 0.09 for fault in FAULTS if fault != "silence"}
     with running(StubOptions()) as stub:
         facts = asked(stub)
     with running(StubOptions(faults=shares, retry_after_s=9)) as stub:
-        options = RunOptions(lag_limit_s=1e6, timeout_s=1.0)
-        done = played(stub, lone([0.002 * n for n in range(50)], out_tok=6), facts=facts, options=options)
+        done = played(stub, lone([0.002 * n for n in range(50)], out_tok=6), facts=facts)
     expected = {
         "": "ok",
         "429": "refused",
@@ -331,7 +330,6 @@ def test_every_fault_is_an_outcome() -> None:
         "not_http": "rubbish",
         "reset": "cut",
         "cut": "cut",
-        "silence": "timed_out",
     }
     for row in done.frame.rows(named=True):
         assert row["status"] == expected[done.seen_of(row).fault], (done.seen_of(row).fault, row["reason"])
@@ -344,18 +342,30 @@ def test_every_fault_is_an_outcome() -> None:
     assert sum(found.outcomes.values()) == done.frame.height == 50
 
 
+def test_silence_is_a_time_out() -> None:
+    """Defect 14: counted from the scheduled time."""
+    with running(StubOptions()) as stub:
+        facts = asked(stub)
+    with running(StubOptions(faults={"silence": 1.0})) as stub:
+        options = RunOptions(lag_limit_s=1e6, timeout_s=0.2)
+        done = played(stub, lone([0.0, 0.1]), facts=facts, options=options)
+    assert done.frame["status"].to_list() == ["timed_out", "timed_out"]
+    assert (done.frame["end_s"] - done.frame["scheduled_s"]).min() >= 0.2  # type: ignore[operator]
+
+
 def test_a_dead_sender_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Defect 14: what it told before it died is kept, the rest was not sent."""
     begin = supervise.Senders.begin
 
     def killed(self: supervise.Senders, start: float, key: str | None) -> None:
-        begin(self, start, key)
         self._all[1].kill()
+        self._all[1].wait()
+        begin(self, start, key)
 
     monkeypatch.setattr(supervise.Senders, "begin", killed)
     with running(StubOptions()) as stub:
         options = RunOptions(num_senders=2, lag_limit_s=1e6)
-        done = played(stub, lone([0.3] * 9), options=options, lead_s=0.3)
+        done = played(stub, lone([0.0] * 9), options=options)
     dead = done.frame.filter(pl.col("group") % 2 == 1)
     assert dead["status"].to_list() == ["unsent"] * 4
     assert set(dead["reason"]) == {"sender died"}
@@ -366,15 +376,16 @@ def test_a_dead_sender_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Presses(NoLive):
-    """Presses the stop switch when the first answer is there."""
+    """Presses the stop switch when two answers are there."""
 
     def __init__(self, stop: Stop, times: int) -> None:
         self._stop, self._times = stop, times
         self.told: list[str] = []
 
     def update(self, reading: Reading) -> None:
-        if reading.counts["ok"] and self._stop.presses < self._times:
-            self._stop.press()
+        if reading.counts["ok"] == 2 and not self._stop.presses:
+            for _ in range(self._times):
+                self._stop.press()
 
     def stopping(self, why: str) -> None:
         self.told.append(why)

@@ -6,4 +6,5 @@ The path of a run: ``plan.py`` turns rows into planned requests (pure: ``choice.
 ``target.py`` asks the server what it can do; ``bodies.py`` writes every request's bytes into a folder before
 the first is sent (``files.py``); ``run.py`` starts sender processes (``sender.py``), which read that folder and append
 ``outcome.Outcome`` records; ``measure.py`` and ``report.py`` turn plan and outcomes into numbers, JSON and a page.
+``stub.py`` is a server with known times and faults to try all this on.
 """
