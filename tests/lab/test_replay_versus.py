@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from braid.cli.app import main
@@ -93,6 +94,16 @@ def test_a_faster_server_is_called_faster(server: Make) -> None:
     other = versus([(server(0.6, 2), server(1.0, 1))])
     assert other.verdict.startswith("B is slower than A: TTFT p50 1.")
     assert row(other, "TTFT p50").reading == "worse"
+
+
+def test_what_the_client_is_late_by_is_no_difference(server: Make) -> None:
+    a, b = server(1.0, 1), server(0.6, 2)
+    assert row(versus([(a, b)]), "TTFT p50").reading == "better"
+    busy = Run(b.head, b.frame.with_columns(read_lag_s=pl.lit(0.5)))
+    found = row(versus([(a, busy)]), "TTFT p50")
+    assert found.late == pytest.approx(0.5)
+    assert found.reading == "unclear"
+    assert found.ratio == row(versus([(a, b)]), "TTFT p50").ratio
 
 
 def test_a_run_against_itself_is_the_same(server: Make) -> None:

@@ -54,6 +54,8 @@ class Row:
         num: values behind it in A and in B (of the same requests, where runs are paired); of shares and rates the
             blocks.
         ratio: B / A, with its interval; ``difference``: B - A; None where there is none.
+        late: by how much the client may be to blame, in seconds (the same statistic of its lag, in the worse run); a
+            smaller difference is never clear. None where that does not apply.
         reading: what B is against A, by ``metric.scale``: ``better``, ``worse`` (``more``, ``less`` where neither is
             good), ``same``, ``unclear``; empty where nothing can be said.
     """
@@ -65,6 +67,7 @@ class Row:
     b: float
     ratio: Interval | None
     difference: Interval | None
+    late: float | None
     reading: Reading
 
     @property
@@ -134,6 +137,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "a": row.a,
         "b": row.b,
         **bounds,
+        "late": row.late,
         "read_by": row.metric.scale,
         "reading": row.reading,
     }

@@ -40,9 +40,11 @@ class Sums(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Side:
     """One run of a pair: latencies in seconds by name (``ttft tpot tbt e2e jct``, and ``tokens``: output tokens), and
-    the sums of shares and rates. ``lone``: every program is one request."""
+    the sums of shares and rates. ``late``: by how much the client may be to blame for the latencies of that name,
+    request by request. ``lone``: every program is one request."""
 
     values: Mapping[str, Values]
+    late: Mapping[str, Floats]
     sums: Mapping[str, Sums]
     cut: Cut
     lone: bool
@@ -184,7 +186,18 @@ def _side(read: _Read, slo: SLO, chosen: _Chosen, blocks: Blocks, found: Cut, wi
     values["jct"] = _jct(read, chosen.finished, blocks)
     values["tokens"] = _values(read.found.tokens.astype(np.float64), chosen.answered, blocks)
     lone = read.programs.height == read.run.frame.height
-    return Side(values, _sums(read, slo, chosen, blocks, found.num, window), found, lone)
+    sums = _sums(read, slo, chosen, blocks, found.num, window)
+    return Side(values, _late(read.found, chosen.answered), sums, found, lone)
+
+
+def _late(found: Samples, answered: Bools) -> dict[str, Floats]:
+    """What is counted from the schedule is late by the send and by the read, gaps by the read, which TPOT shares out.
+
+    JCT is not here: it spans many turns, and its client's part is small.
+    """
+    send, read = np.nan_to_num(found.lag[answered]), np.nan_to_num(found.read_lag[answered])
+    gaps = np.maximum(found.tokens[answered] - 1, 1)
+    return {"ttft": send + read, "e2e": send + read, "tbt": read, "tpot": read / gaps}
 
 
 def _sums(

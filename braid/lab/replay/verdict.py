@@ -68,6 +68,8 @@ def _tail(found: Comparison) -> Iterator[str]:
         yield from _failed(found.failures)
     if len(found.labels) > 1:
         yield f"{len(found.labels)} pairs of runs"
+    elif claimed:
+        yield "one pair of runs"
 
 
 def _names(labels: Sequence[tuple[str, str]]) -> tuple[str, str]:

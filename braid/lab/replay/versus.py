@@ -1,8 +1,9 @@
 """Is run B better than run A? Statistics of both with 95 % intervals of what differs, and one sentence.
 
-A difference is called clear where its interval, widened for the number of comparisons made, leaves out "none". Two runs
-are called the same where that interval stays within ``comparison.EQUAL``. There are no p-values. One pair of runs knows
-the chance of its requests, not what another run of the same servers would give: that takes several pairs.
+A difference is called clear where its interval, widened for the number of comparisons made, leaves out "none", and
+where it is larger than what the client itself was late by. Two runs are called the same where that interval stays
+within ``comparison.EQUAL``. There are no p-values. One pair of runs knows the chance of its requests, not what another
+run of the same servers would give: that takes several pairs.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class _Found(NamedTuple):
     a: Drawn
     b: Drawn
     by_pair: tuple[tuple[float, float], ...]
+    late: float | None = None
 
 
 def versus(
@@ -143,7 +145,15 @@ def _of_values(drawing: _Drawing, metric: Metric) -> Iterator[_Found]:
                 for sides in (drawing.a, drawing.b)
             ]
             pairs = tuple(zip(*by_pair, strict=True))
-            yield _Found(metric, name, (a.values.size, b.values.size), found_a[name], found_b[name], pairs)
+            num, late = (a.values.size, b.values.size), _late(drawing, metric, name)
+            yield _Found(metric, name, num, found_a[name], found_b[name], pairs, late)
+
+
+def _late(drawing: _Drawing, metric: Metric, statistic: str) -> float | None:
+    """The statistic of what the client may be to blame for, in the run where it is largest."""
+    lates = [side.late[metric.name] for side in (*drawing.a, *drawing.b) if metric.name in side.late]
+    known = [point(late, statistic) for late in lates if late.size]
+    return max(known) if known else None
 
 
 def _of_sums(drawing: _Drawing, metric: Metric) -> Iterator[_Found]:
@@ -214,6 +224,8 @@ def _row(found: _Found, num_blocks: int, widened: float) -> Row:
         reading = _read(wide_ratio, 1.0, EQUAL, found.metric.sign)
     else:
         reading = _read(wide_difference, 0.0, EQUAL_SHARE, found.metric.sign)
+    if found.late is not None and reading in ("better", "worse"):
+        reading = reading if abs(found.b.value - found.a.value) > found.late else "unclear"
     return Row(
         metric=found.metric,
         statistic=found.statistic,
@@ -222,6 +234,7 @@ def _row(found: _Found, num_blocks: int, widened: float) -> Row:
         b=found.b.value,
         ratio=ratio,
         difference=difference,
+        late=found.late,
         reading=reading,
     )
 

@@ -30,7 +30,8 @@ DEFINITIONS = (
     ),
     (
         "Better, worse",
-        "The interval, widened so that all rows hold at once, leaves out no difference. No p-values.",
+        "The interval, widened so that all rows hold at once, leaves out no difference, and the difference is larger "
+        "than the lag of the client. No p-values.",
     ),
     ("Same", "The widened interval lies within 2 % (shares: half a point)."),
     ("Unclear", "Neither. More requests, or more pairs of runs, may tell."),
