@@ -227,7 +227,7 @@ def _bounded(
         return _within(options, few, most), _rate_notes(options, most)
     if trace.frame["t_s"].null_count() == trace.num_requests:
         raise TraceError("this trace has no arrival times: loads can only be rates (--arrivals rate)")
-    begin = float(trace.frame["t_s"].drop_nulls()[0]) + plan_options.start_s + options.warmup_s
+    begin = plan_options.start_s + options.warmup_s
     inside = trace.frame.filter(pl.col("t_s").is_between(begin, begin + options.measure_s)).height
     if not inside:
         raise TraceError(
