@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from braid.cli.app import describe, main
+from braid.cli.app import main
 from braid.lab.table import load
 
 REAL = Path(__file__).parents[1] / "data" / "burstgpt_1_first30.csv"
@@ -66,6 +66,22 @@ def test_help_needs_no_table_library() -> None:
     assert not [name for name in ("'polars'", "'scipy'", "'matplotlib'") if name in done.stdout]
 
 
-def test_a_missing_extra_is_named() -> None:
-    assert "pip install 'braid[lab]'" in describe(ModuleNotFoundError("x", name="polars"))
-    assert "pip install 'braid[engine]'" in describe(ModuleNotFoundError("x", name="torch"))
+@pytest.mark.parametrize(
+    ("words", "absent", "extra"),
+    [
+        (["trace", "load", "x.csv"], "polars", "lab"),
+        (["trace", "versus", "a", "b"], "polars", "lab"),
+        (["trace", "describe", "x.csv"], "scipy", "lab"),
+        (["pull", "org/name"], "huggingface_hub", "engine"),
+    ],
+)
+def test_a_missing_extra_is_named(words: list[str], absent: str, extra: str) -> None:
+    code = (
+        "import sys; sys.modules[sys.argv[1]] = None\n"
+        "from braid.cli import main; sys.exit(main(sys.argv[2:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, absent, *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"braid: error: this command needs {absent}")
+    assert done.stderr.endswith(f"pip install 'braid[{extra}]'\n")
+    assert done.stderr.count("\n") == 1

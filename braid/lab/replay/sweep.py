@@ -230,8 +230,9 @@ def _bounded(
     begin = plan_options.start_s + options.warmup_s
     inside = trace.frame.filter(pl.col("t_s").is_between(begin, begin + options.measure_s)).height
     if not inside:
+        end = begin + options.measure_s
         raise TraceError(
-            f"no request of the trace lies in the {options.measure_s:g} s that would be measured"
+            f"no request of the trace lies in {begin:g} s to {end:g} s, which would be measured: see --start"
         )
     shares = trace.info.hash_scope == "global" and trace.frame["block_ids"].null_count() < trace.num_requests
     copies = (
