@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from braid.lab.fit.arrivals import fit_arrivals
+from braid.lab.fit.arrivals import fit_arrivals, fit_one
 from braid.lab.fit.hawkes import fit_hawkes, likelihood
 from braid.lab.fit.laws import POISSON
 from braid.lab.fit.observed import Observed, observed
@@ -79,3 +79,17 @@ def test_it_wins_on_its_own_kind() -> None:
 def test_too_few_arrivals_are_named() -> None:
     with pytest.raises(ValueError, match="at least 20"):
         fit_hawkes(Observed(np.arange(5.0), ((0.0, 5.0),)))
+
+
+def test_a_past_too_long_to_be_told_from_drift_is_no_candidate() -> None:
+    rate = np.repeat([1.0, 6.0], 500)
+    rng = np.random.default_rng(0)
+    times = np.sort(np.concatenate([i + rng.random(rng.poisson(r)) for i, r in enumerate(rate)]))
+    data = observed(times)
+    assert fit_hawkes(data).process.memory_s > 100
+    assert fit_one("hawkes", data) is None
+
+
+def test_arrivals_just_past_their_span_do_no_harm() -> None:
+    data = Observed(np.array([0.5, 1.0, 10.5]), ((0.0, 10.0),))
+    assert np.isfinite(likelihood(data)(np.array([0.0, 0.0, 20.0])))

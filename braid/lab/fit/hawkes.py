@@ -41,7 +41,8 @@ def likelihood(data: Observed) -> Callable[[Floats], float]:
     owner = np.searchsorted([start for start, _ in spans], times, "right") - 1
     first = np.concatenate([[True], np.diff(owner) != 0])
     gaps = np.concatenate([[0.0], np.diff(times)])
-    left = np.array([stop for _, stop in spans])[owner] - times
+    # Arrivals spread inside a coarse tick may lie just past their span.
+    left = np.maximum(np.array([stop for _, stop in spans])[owner] - times, 0.0)
     covered = data.covered_s
 
     def value(theta: Floats) -> float:

@@ -76,6 +76,11 @@ class Hawkes(msgspec.Struct, frozen=True, kw_only=True, tag="hawkes"):
     branching: float
     decay: float
 
+    @property
+    def memory_s(self) -> float:
+        """How long what an arrival sets off goes on, about."""
+        return 1 / (self.decay * (1 - self.branching))
+
 
 RateProcess = Constant | Windowed | OnOff | Mmpp | Cox
 Process = RateProcess | Hawkes
@@ -204,9 +209,8 @@ def arrivals(process: Process, law: UnitLaw, rng: np.random.Generator, chunk_s: 
 
 def _excited(process: Hawkes, rng: np.random.Generator, chunk_s: float) -> Iterator[Floats]:
     """Arrivals that come by themselves, and all that each of them causes; from long enough before 0 on to be even."""
-    memory = 1 / (process.decay * (1 - process.branching))
-    chunk_s = max(chunk_s, memory)
-    clock, held = -20 * memory, np.empty(0)
+    chunk_s = max(chunk_s, process.memory_s)
+    clock, held = -20 * process.memory_s, np.empty(0)
     while True:
         end = 0.0 if clock < 0 else clock + chunk_s
         parents = rng.uniform(clock, end, rng.poisson(process.base_rate * (end - clock)))
