@@ -31,9 +31,9 @@ import numpy as np
 import polars as pl
 from common import describe, machine, save, show
 
-from braid.lab.replay.plan import PlanOptions, ReplayPlan, build_plan
+from braid.lab.replay.asking.target import Target, probe
+from braid.lab.replay.planning.plan import PlanOptions, ReplayPlan, build_plan
 from braid.lab.replay.run import RunOptions, replay
-from braid.lab.replay.target import Target, probe
 from braid.lab.table import Trace, TraceInfo, conform
 
 GOALS_MS = {300: 5.0, 1000: 20.0}

@@ -21,9 +21,9 @@ import numpy as np
 from common import describe, machine, save, show
 
 from braid.core.metrics import SLO
+from braid.lab.measures.measure import Measures, measure
 from braid.lab.readers import read_trace
-from braid.lab.replay.measure import Measures, measure
-from braid.lab.replay.plan import PlanOptions, ReplayPlan, build_plan
+from braid.lab.replay.planning.plan import PlanOptions, ReplayPlan, build_plan
 from braid.lab.replay.simulated import simulate_plan
 from braid.lab.scale import thin
 from braid.lab.table import Trace

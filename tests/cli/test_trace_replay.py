@@ -15,8 +15,8 @@ import polars as pl
 import pytest
 
 from braid.cli import main
-from braid.lab.replay.stub import running
-from braid.lab.replay.stub_state import Stub, StubOptions
+from braid.lab.replay.stub.server import running
+from braid.lab.replay.stub.state import Stub, StubOptions
 from braid.lab.table import Trace, TraceInfo, conform, save
 
 CODE = "import sys; from braid.cli import main; sys.exit(main())"
@@ -53,7 +53,7 @@ def words(trace: Path, stub: Stub, *flags: str) -> list[str]:
 def test_a_run_is_kept_shown_and_leaves_nothing_else(
     stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("braid.lab.replay.report.draw_run", lambda *_: [])  # slow, and tested elsewhere
+    monkeypatch.setattr("braid.lab.measures.report.draw_run", lambda *_: [])  # slow, and tested elsewhere
     out, result, page = tmp_path / "run", tmp_path / "r.json", tmp_path / "p.html"
     flags = ("--out", str(out), "--json", str(result), "--html", str(page), "--slo-ttft", "60")
     assert main(words(trace_file(tmp_path, [0.0, 0.05, 0.1]), stub, *flags)) == 0

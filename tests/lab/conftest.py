@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from braid.lab.replay.outcome import Outcome, outcome_frame
-from braid.lab.replay.plan import PLAN_SCHEMA
+from braid.lab.replay.planning.plan import PLAN_SCHEMA
 from braid.lab.replay.record import Run, RunHead, join
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from braid.lab.replay.answer import MAX_COMPLAINT, Answer, encode_reply
-from braid.lab.replay.complaint import complaint
-from braid.lab.replay.exchange import parse_retry_after
+from braid.lab.replay.sending.answer import MAX_COMPLAINT, Answer, encode_reply
+from braid.lab.replay.sending.complaint import complaint
+from braid.lab.replay.sending.exchange import parse_retry_after
 
 STREAM = b"text/event-stream; charset=utf-8"
 

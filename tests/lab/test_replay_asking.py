@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from braid.lab.replay.asking import Answer, Asker, TargetError, clean, count_at, dig, endpoint
+from braid.lab.replay.asking.http import Answer, Asker, TargetError, clean, count_at, dig, endpoint
 
 
 def received(connection: socket.socket) -> bytes:

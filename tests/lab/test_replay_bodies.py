@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from braid.core.errors import CapacityError
-from braid.lab.replay.bodies import Bodies, write_bodies
-from braid.lab.replay.content import prompt_words
+from braid.lab.replay.asking.bodies import Bodies, write_bodies
+from braid.lab.replay.asking.headers import header_lines
+from braid.lab.replay.asking.target import ServerFacts, Target, TargetError, Vocabulary, probe
+from braid.lab.replay.asking.words import WORDS
 from braid.lab.replay.files import REQUEST, Form, History
-from braid.lab.replay.headers import header_lines
-from braid.lab.replay.plan import PLAN_SCHEMA, PlanOptions, ReplayPlan
-from braid.lab.replay.stub import running
-from braid.lab.replay.stub_state import StubOptions
-from braid.lab.replay.target import ServerFacts, Target, TargetError, Vocabulary, probe
-from braid.lab.replay.words import WORDS
+from braid.lab.replay.planning.content import prompt_words
+from braid.lab.replay.planning.plan import PLAN_SCHEMA, PlanOptions, ReplayPlan
+from braid.lab.replay.stub.server import running
+from braid.lab.replay.stub.state import StubOptions
 from braid.lab.table import TraceError
 
 TARGET = Target(url="http://localhost:8000/v1")

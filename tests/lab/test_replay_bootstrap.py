@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from braid.core.metrics import percentile
-from braid.lab.replay.bootstrap import (
+from braid.lab.versus.bootstrap import (
     BINS,
     Drawn,
     correlation_length,

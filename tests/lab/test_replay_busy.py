@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from braid.lab.replay.busy import Busy, ThreadCounts
+from braid.lab.replay.sending.busy import Busy, ThreadCounts
 
 
 class Loop:
@@ -95,5 +95,5 @@ def test_what_the_system_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     counts.close()
     counts.close()
     assert counts.core_wait_s() == last_s
-    monkeypatch.setattr("braid.lab.replay.busy._SCHEDSTAT", tmp_path / "none")
+    monkeypatch.setattr("braid.lab.replay.sending.busy._SCHEDSTAT", tmp_path / "none")
     assert ThreadCounts().core_wait_s() == 0.0

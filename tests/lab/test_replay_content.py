@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from braid.lab.replay.content import planned_hit_rate, prompt_words, words
-from braid.lab.replay.plan import PLAN_SCHEMA, PlanOptions, ReplayPlan
+from braid.lab.replay.planning.content import planned_hit_rate, prompt_words, words
+from braid.lab.replay.planning.plan import PLAN_SCHEMA, PlanOptions, ReplayPlan
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 300), st.integers(0, 300), st.integers(0, 2**40))

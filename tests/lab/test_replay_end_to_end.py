@@ -42,16 +42,16 @@ import pytest
 from braid.cli import main
 from braid.lab.fit.profile import save_profile
 from braid.lab.fit.trace import fit_trace
+from braid.lab.measures.measure import measure
 from braid.lab.replay import supervise
+from braid.lab.replay.asking.target import ServerFacts, Target, probe
 from braid.lab.replay.live import NoLive, Reading
-from braid.lab.replay.measure import measure
-from braid.lab.replay.plan import PlanOptions
+from braid.lab.replay.planning.plan import PlanOptions
 from braid.lab.replay.record import Run
 from braid.lab.replay.run import RunOptions, replay
-from braid.lab.replay.stub import running
-from braid.lab.replay.stub_state import FAULTS, Seen, Stub, StubOptions
+from braid.lab.replay.stub.server import running
+from braid.lab.replay.stub.state import FAULTS, Seen, Stub, StubOptions
 from braid.lab.replay.supervise import Stop
-from braid.lab.replay.target import ServerFacts, Target, probe
 from braid.lab.table import Trace, TraceInfo, conform, save
 
 EASY = RunOptions(lag_limit_s=1e6, timeout_s=60.0)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from braid.lab.readers import read_trace
 from braid.lab.readers.draft import with_turns
-from braid.lab.replay.graph import Graph, graph_of
-from braid.lab.replay.rewire import capped, subset, without
+from braid.lab.replay.planning.graph import Graph, graph_of
+from braid.lab.replay.planning.rewire import capped, subset, without
 from braid.lab.table import conform
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from braid.lab.replay.loads import (
+from braid.lab.replay.planning.plan import PlanOptions, build_plan
+from braid.lab.sweep.loads import (
     at_factor,
     num_programs,
     plan_at_factor,
@@ -14,7 +15,6 @@ from braid.lab.replay.loads import (
     requests_within,
     until,
 )
-from braid.lab.replay.plan import PlanOptions, build_plan
 from braid.lab.table import Trace, TraceError, TraceInfo, conform
 
 

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from braid.core.metrics import SLO, RequestTimes, goodput, jct, slo_attainment, summary
-from braid.lab.replay.measure import Measures, measure, summary_of
+from braid.lab.measures.measure import Measures, measure, summary_of
+from braid.lab.measures.samples import program_frame, request_frame, samples
 from braid.lab.replay.outcome import STATUSES, Outcome
 from braid.lab.replay.record import Run, load_run, save_run
-from braid.lab.replay.samples import program_frame, request_frame, samples
 from braid.lab.table import TraceError
 
 Make = Callable[..., Run]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from braid.lab.readers import read_trace
-from braid.lab.replay.content import planned_hit_rate
-from braid.lab.replay.plan import PLAN_SCHEMA, Arrivals, PlanOptions, ReplayPlan, build_plan
+from braid.lab.replay.planning.content import planned_hit_rate
+from braid.lab.replay.planning.plan import PLAN_SCHEMA, Arrivals, PlanOptions, ReplayPlan, build_plan
 from braid.lab.table import Trace, TraceError, TraceInfo, conform
 
 Row = dict[str, Any]

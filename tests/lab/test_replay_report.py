@@ -11,12 +11,12 @@ from rich.console import Console
 from braid.cli.app import main
 from braid.cli.trace.report import show
 from braid.core.metrics import SLO
-from braid.lab.replay.measure import Measures, measure
+from braid.lab.measures.measure import Measures, measure
+from braid.lab.measures.plots import PLOTS, draw_run
+from braid.lab.measures.report import page, write_folder, write_page
+from braid.lab.measures.summary import card_pairs, headline, limits_of, sentences
 from braid.lab.replay.outcome import Outcome
-from braid.lab.replay.plots import PLOTS, draw_run
 from braid.lab.replay.record import Run, save_run
-from braid.lab.replay.report import page, write_folder, write_page
-from braid.lab.replay.summary import card_pairs, headline, limits_of, sentences
 from braid.lab.table import TraceError
 
 Make = Callable[..., Run]

@@ -12,7 +12,7 @@ import pytest
 
 from braid.core.errors import InvalidParameterError
 from braid.lab.replay.outcome import Outcome
-from braid.lab.replay.plan import PlanOptions, ReplayPlan, build_plan
+from braid.lab.replay.planning.plan import PlanOptions, ReplayPlan, build_plan
 from braid.lab.replay.run import RunOptions, machine, num_senders, slots
 from braid.lab.replay.supervise import ReplayError, Senders, missing, read_outcomes, records
 from braid.lab.table import Trace, TraceInfo, conform
@@ -84,7 +84,8 @@ def test_a_sender_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 
 def test_senders_load_no_tables() -> None:
-    code = "import braid.lab.replay.sender, sys; print({'polars', 'scipy', 'matplotlib', 'rich'} & set(sys.modules))"
+    heavy = "{'polars', 'scipy', 'matplotlib', 'rich'}"
+    code = f"import braid.lab.replay.sending.sender, sys; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

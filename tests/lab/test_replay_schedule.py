@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from braid.lab.replay.files import REQUEST
-from braid.lab.replay.schedule import Schedule, ScheduleError
+from braid.lab.replay.sending.schedule import Schedule, ScheduleError
 
 NAN = math.nan
 

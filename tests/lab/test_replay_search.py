@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from braid.core.errors import InvalidParameterError
-from braid.lab.replay.search import Answer, Probe, Reading, Search, SearchOptions
+from braid.lab.sweep.search import Answer, Probe, Reading, Search, SearchOptions
 
 Curve = Callable[[Probe], Reading]
 

@@ -22,13 +22,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from braid.lab.replay.connection import MAX_HEAD
 from braid.lab.replay.files import COUNTERS, RECENT, REQUEST, RunSpec
-from braid.lab.replay.folder import Bodies, Folder, FolderError
-from braid.lab.replay.ledger import Ledger
 from braid.lab.replay.outcome import Outcome
-from braid.lab.replay.player import STOPPED, Player
-from braid.lab.replay.pool import ConnectionLimitError, connection_limit
+from braid.lab.replay.sending.connection import MAX_HEAD
+from braid.lab.replay.sending.folder import Bodies, Folder, FolderError
+from braid.lab.replay.sending.ledger import Ledger
+from braid.lab.replay.sending.player import STOPPED, Player
+from braid.lab.replay.sending.pool import ConnectionLimitError, connection_limit
 
 LONG_S = 60.0
 """Nobody waits so long but in a test that has failed."""
@@ -820,7 +820,7 @@ def start() -> Iterator[Callable[..., Process]]:
     processes: list[Process] = []
 
     def start(*arguments: object, code: str | None = None) -> Process:
-        command = ("-m", "braid.lab.replay.sender") if code is None else ("-c", code)
+        command = ("-m", "braid.lab.replay.sending.sender") if code is None else ("-c", code)
         processes.append(Process(*command, *arguments))
         return processes[-1]
 
@@ -881,7 +881,7 @@ async def test_a_process_without_a_folder_says_why(tmp_path: Path, start: StartI
 
 BUG = """
 import sys
-from braid.lab.replay import player, sender
+from braid.lab.replay.sending import player, sender
 
 def bug(*_): raise ZeroDivisionError("a bug")
 

@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from braid.lab.measures.measure import measure
 from braid.lab.readers import read_trace
-from braid.lab.replay.content import planned_hit_rate
-from braid.lab.replay.measure import measure
-from braid.lab.replay.plan import PlanOptions, build_plan
+from braid.lab.replay.planning.content import planned_hit_rate
+from braid.lab.replay.planning.plan import PlanOptions, build_plan
 from braid.lab.replay.simulated import simulate_plan
 from braid.lab.table import Trace, TraceError, TraceInfo, conform
 from braid.policy.cost import Grid, Line, StepCost

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from braid.lab.replay.sse import MAX_EVENT, EventReader, LongEventError
+from braid.lab.replay.sending.sse import MAX_EVENT, EventReader, LongEventError
 
 STREAM = (
     b': hello\n\ndata: {"a":1}\n\nevent: error\ndata: one\ndata: two\nid: 7\n\ndata:x\n\ndata: [DONE]\n\n'

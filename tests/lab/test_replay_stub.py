@@ -11,9 +11,9 @@ import httpx
 import msgspec
 import pytest
 
-from braid.lab.replay.stub import running
-from braid.lab.replay.stub_state import FAULTS, Stub, StubError, StubOptions
-from braid.lab.replay.stub_words import REPLY, PrefixCache, WordTokenizer
+from braid.lab.replay.stub.server import running
+from braid.lab.replay.stub.state import FAULTS, Stub, StubError, StubOptions
+from braid.lab.replay.stub.words import REPLY, PrefixCache, WordTokenizer
 
 TEXT = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -42,7 +42,7 @@ def test_every_word_is_one_token_that_comes_back() -> None:
 
 
 def test_words_with_one_checksum_get_two_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("braid.lab.replay.stub_words.crc32", lambda data: 7)
+    monkeypatch.setattr("braid.lab.replay.stub.words.crc32", lambda data: 7)
     assert len(set(WordTokenizer().encode(" a b c"))) == 3
 
 

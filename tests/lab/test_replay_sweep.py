@@ -17,16 +17,16 @@ from braid.cli.app import main
 from braid.core.errors import InvalidParameterError
 from braid.core.metrics import SLO
 from braid.lab.replay import run as run_module
-from braid.lab.replay import target as target_module
+from braid.lab.replay.asking import target as target_module
+from braid.lab.replay.asking.target import ServerFacts, Vocabulary
 from braid.lab.replay.live import Live, Reading
 from braid.lab.replay.outcome import Outcome, outcome_frame
-from braid.lab.replay.plan import PlanOptions, ReplayPlan
+from braid.lab.replay.planning.plan import PlanOptions, ReplayPlan
 from braid.lab.replay.record import Run, RunHead, join, load_run
-from braid.lab.replay.search import Probe, SearchOptions
 from braid.lab.replay.supervise import ReplayError, Stop
-from braid.lab.replay.sweep import Sweep, SweepOptions, Watch, reading_of, sweep, wilson
-from braid.lab.replay.sweep_words import sentence
-from braid.lab.replay.target import ServerFacts, Vocabulary
+from braid.lab.sweep.search import Probe, SearchOptions
+from braid.lab.sweep.sweep import Sweep, SweepOptions, Watch, reading_of, sweep, wilson
+from braid.lab.sweep.words import sentence
 from braid.lab.table import Trace, TraceError, TraceInfo, conform, save
 
 Play = Callable[[ReplayPlan, Probe, Live, Stop], Run]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from braid.lab.replay.stub import running
-from braid.lab.replay.stub_state import StubOptions
-from braid.lab.replay.target import ServerFacts, Target, TargetError, probe
-from braid.lab.replay.words import WORDS
+from braid.lab.replay.asking.target import ServerFacts, Target, TargetError, probe
+from braid.lab.replay.asking.words import WORDS
+from braid.lab.replay.stub.server import running
+from braid.lab.replay.stub.state import StubOptions
 
 NUMBERS = {word: number for number, word in enumerate(WORDS)}
 NATURAL = 3

@@ -13,11 +13,11 @@ import pytest
 
 from braid.cli.app import main
 from braid.core.metrics import SLO
-from braid.lab.replay.comparison import Comparison, Row
 from braid.lab.replay.outcome import Outcome
 from braid.lab.replay.record import Run, save_run
-from braid.lab.replay.versus import versus
 from braid.lab.table import TraceError
+from braid.lab.versus.comparison import Comparison, Row
+from braid.lab.versus.versus import versus
 
 Make = Callable[..., Run]
 NUM = 400

@@ -102,7 +102,10 @@ def test_blocks_go_on_from_call_to_call(conversations: Trace) -> None:
 
 def test_no_block_ids_no_law(conversations: Trace) -> None:
     assert fit_reuse(conversations.frame, None) is None
-    assert fit_reuse(conversations.frame.with_columns(pl.lit(None, pl.List(pl.Int64)).alias("block_ids")), 16) is None
+    assert (
+        fit_reuse(conversations.frame.with_columns(pl.lit(None, pl.List(pl.Int64)).alias("block_ids")), 16)
+        is None
+    )
     assert fit_reuse(conform(pl.DataFrame({"t_s": [0.0, 1.0], "block_ids": blocks([1], [2])})), 16) is None
 
 

@@ -18,8 +18,8 @@ from braid.text.tokenizer import Tokenizer, load_tokenizer
 
 pytest.importorskip("polars")
 
-from braid.lab.replay.target import Target, TargetError, probe
-from braid.lab.replay.words import WORDS
+from braid.lab.replay.asking.target import Target, TargetError, probe
+from braid.lab.replay.asking.words import WORDS
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

@@ -13,8 +13,8 @@ from braid.cli.trace.report import INVALID
 
 if TYPE_CHECKING:
     from braid.core.metrics import SLO
-    from braid.lab.replay.measure import Measures
-    from braid.lab.replay.plan import ReplayPlan
+    from braid.lab.measures.measure import Measures
+    from braid.lab.replay.planning.plan import ReplayPlan
     from braid.lab.replay.record import Run
 
 INTERRUPTED = 130
@@ -52,7 +52,7 @@ def replay(
     from braid.cli.trace.console import ConsoleProgress
     from braid.cli.trace.opening import open_trace
     from braid.cli.trace.replay_view import ReplayView
-    from braid.lab.replay.plan import build_plan
+    from braid.lab.replay.planning.plan import build_plan
     from braid.lab.replay.run import Stop
     from braid.lab.replay.run import replay as play
 
@@ -85,7 +85,7 @@ def tell_plan(plan: ReplayPlan, block_size: int | None, json: Path | None) -> in
     from rich.console import Console
 
     from braid.cli.trace.reading import write_json
-    from braid.lab.replay.plan_facts import plan_facts
+    from braid.lab.replay.planning.facts import plan_facts
 
     facts = plan_facts(plan, block_size or 16)
     console = Console()
@@ -110,7 +110,7 @@ def tell_run(run: Run, slo: SLO, out: Path | None, html: Path | None, json: Path
     """
     from braid.cli.trace.reading import write_json
     from braid.cli.trace.report import show
-    from braid.lab.replay.measure import measure
+    from braid.lab.measures.measure import measure
     from braid.lab.replay.record import save_run
 
     if out is not None:
@@ -137,7 +137,7 @@ def draw(measures: Measures, out: Path | None, html: Path | None) -> None:
     """
     from braid.cli.trace.console import ConsoleProgress
     from braid.core.errors import BraidError
-    from braid.lab.replay.report import write_folder, write_page
+    from braid.lab.measures.report import write_folder, write_page
 
     with ConsoleProgress() as progress:
         if out is not None:

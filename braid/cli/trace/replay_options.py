@@ -13,9 +13,9 @@ from braid.core.errors import InvalidParameterError
 from braid.core.metrics import SLO
 
 if TYPE_CHECKING:
-    from braid.lab.replay.plan import PlanOptions
+    from braid.lab.replay.asking.target import Target
+    from braid.lab.replay.planning.plan import PlanOptions
     from braid.lab.replay.run import RunOptions
-    from braid.lab.replay.target import Target
     from braid.lab.table import Trace
 
 TARGET = Group("Server", sort_key=1)
@@ -49,7 +49,7 @@ class TargetFlags:
         Raises:
             InvalidParameterError: its file cannot be read, or the key is none.
         """
-        from braid.lab.replay.target import Target
+        from braid.lab.replay.asking.target import Target
 
         return Target(url=self.url, model=self.model, api_key=self._key())
 
@@ -141,8 +141,8 @@ class PlanFlags:
         Raises:
             BraidError: there is no such window.
         """
-        from braid.lab.replay.choose import window_start
-        from braid.lab.replay.plan import PlanOptions
+        from braid.lab.replay.planning.plan import PlanOptions
+        from braid.lab.replay.planning.stretch import window_start
 
         start = self.start
         if self.window != "given":

@@ -13,7 +13,7 @@ from braid.cli.trace.replay_options import SloFlags
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from braid.lab.replay.measure import Measures
+    from braid.lab.measures.measure import Measures
     from braid.lab.tables import Rows
 
 INVALID = 3
@@ -35,9 +35,9 @@ def report(
     from braid.cli.trace.console import ConsoleProgress
     from braid.cli.trace.reading import write_json
     from braid.core.errors import InvalidParameterError
-    from braid.lab.replay.measure import measure
+    from braid.lab.measures.measure import measure
+    from braid.lab.measures.report import write_page
     from braid.lab.replay.record import load_run
-    from braid.lab.replay.report import write_page
 
     if step is not None and not step > 0:
         raise InvalidParameterError(f"--step {step:g}: must be more than 0 seconds")
@@ -56,7 +56,7 @@ def show(measures: Measures, console: Console | None = None) -> None:
     """What a run says, short: the verdict, a few sentences, latency, outcomes."""
     from rich.console import Console
 
-    from braid.lab.replay import summary
+    from braid.lab.measures import summary
 
     console = console or Console()
     head = measures.head
@@ -77,7 +77,7 @@ def show(measures: Measures, console: Console | None = None) -> None:
 
 
 def _verdict(measures: Measures, console: Console) -> None:
-    from braid.lab.replay.summary import headline
+    from braid.lab.measures.summary import headline
 
     style = "bold green" if measures.valid else "bold white on red"
     console.print(headline(measures), style=style, markup=False, highlight=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from braid.lab.replay.stub_state import Stub
+    from braid.lab.replay.stub.state import Stub
 
 
 def stub(
@@ -53,8 +53,8 @@ def stub(
     stall: Annotated[float, Parameter(help="Seconds that the stall lasts.")] = 1.0,
 ) -> None:
     """Serve an OpenAI-compatible API that computes nothing, with known times and faults, until Ctrl-C."""
-    from braid.lab.replay.stub import serve
-    from braid.lab.replay.stub_state import StubOptions
+    from braid.lab.replay.stub.server import serve
+    from braid.lab.replay.stub.state import StubOptions
 
     options = StubOptions(
         model=model,
@@ -80,7 +80,7 @@ def _say(stub: Stub) -> None:
 
 
 def _shares(faults: tuple[str, ...]) -> dict[str, float]:
-    from braid.lab.replay.stub_state import StubError
+    from braid.lab.replay.stub.state import StubError
 
     shares = {}
     for word in faults:

@@ -15,11 +15,11 @@ from braid.core.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from braid.lab.replay.live import Live
-    from braid.lab.replay.plan import PlanOptions, ReplayPlan
+    from braid.lab.replay.planning.plan import PlanOptions, ReplayPlan
     from braid.lab.replay.record import Run
-    from braid.lab.replay.search import Probe, SearchOptions
     from braid.lab.replay.supervise import Stop
-    from braid.lab.replay.sweep import Sweep, SweepOptions
+    from braid.lab.sweep.search import Probe, SearchOptions
+    from braid.lab.sweep.sweep import Sweep, SweepOptions
     from braid.lab.table import Trace
 
 SEARCH = Group("Search", sort_key=0)
@@ -53,7 +53,7 @@ class SearchFlags:
         Raises:
             InvalidParameterError: a value that makes no search.
         """
-        from braid.lab.replay.search import SearchOptions
+        from braid.lab.sweep.search import SearchOptions
 
         return SearchOptions(
             target=self.attainment,
@@ -102,10 +102,10 @@ def sweep(
     from braid.cli.trace.console import ConsoleProgress
     from braid.cli.trace.opening import open_trace
     from braid.cli.trace.sweep_view import SweepView, show
+    from braid.lab.replay.asking.target import probe
     from braid.lab.replay.run import replay
     from braid.lab.replay.supervise import Stop
-    from braid.lab.replay.sweep import sweep as find
-    from braid.lab.replay.target import probe
+    from braid.lab.sweep.sweep import sweep as find
 
     options, run_options, server = _options(search, plan, run, slo), run.run(), target.target()
     with ConsoleProgress() as progress:
@@ -135,7 +135,7 @@ def _released(stop: Stop) -> Stop:
 
 
 def _options(search: SearchFlags, plan: PlanFlags, run: PointFlags, slo: SloFlags) -> SweepOptions:
-    from braid.lab.replay.sweep import SweepOptions
+    from braid.lab.sweep.sweep import SweepOptions
 
     if plan.arrivals == "concurrency":
         raise InvalidParameterError("--arrivals concurrency has no load to sweep: trace or rate")
@@ -166,9 +166,9 @@ def _keep(
 ) -> None:
     from braid.cli.trace.reading import write_json
     from braid.core.errors import BraidError
-    from braid.lab.replay.sweep_figures import draw
-    from braid.lab.replay.sweep_page import page
-    from braid.lab.replay.sweep_words import as_json
+    from braid.lab.sweep.figures import draw
+    from braid.lab.sweep.page import page
+    from braid.lab.sweep.words import as_json
 
     pages = [path for path in (html, out / "page.html" if out else None) if path is not None]
     text = page(found, source, url, draw(found)) if pages else ""

@@ -13,12 +13,12 @@ from braid.cli.trace.replay_view import ReplayView
 if TYPE_CHECKING:
     from braid.lab.replay.live import Live
     from braid.lab.replay.record import Run
-    from braid.lab.replay.search import Probe, Search
-    from braid.lab.replay.sweep import Point, Sweep, SweepOptions
+    from braid.lab.sweep.search import Probe, Search
+    from braid.lab.sweep.sweep import Point, Sweep, SweepOptions
 
 
 class SweepView:
-    """A ``braid.lab.replay.sweep.Listener``: the running replay on stderr, a line for each that ended, and its run kept
+    """A ``braid.lab.sweep.sweep.Listener``: the running replay on stderr, a line for each that ended, and its run kept
     in ``out``."""
 
     def __init__(self, options: SweepOptions, url: str, out: Path | None) -> None:
@@ -36,7 +36,7 @@ class SweepView:
 
     def begins(self, probe: Probe, requests: int) -> Live:
         """See ``Listener``."""
-        from braid.lab.replay.sweep_words import load_text
+        from braid.lab.sweep.words import load_text
 
         again = f", repeat {probe.repeat + 1}" if probe.repeat else ""
         title = f"replay {probe.number + 1}: {load_text(probe.load, self._options)}{again} -> {self._url}"
@@ -48,7 +48,7 @@ class SweepView:
     def ended(self, point: Point, run: Run | None, search: Search) -> None:
         """See ``Listener``."""
         from braid.lab.replay.record import save_run
-        from braid.lab.replay.sweep_words import line_of
+        from braid.lab.sweep.words import line_of
 
         self._close()
         self._line(line_of(point, self._options))
@@ -70,7 +70,7 @@ def show(found: Sweep) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from braid.lab.replay.sweep_words import sentence, table_rows
+    from braid.lab.sweep.words import sentence, table_rows
 
     console = Console()
     rows = table_rows(found)

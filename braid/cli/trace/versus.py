@@ -12,7 +12,7 @@ from braid.cli.trace.replay_options import SloFlags
 from braid.cli.trace.report import INVALID
 
 if TYPE_CHECKING:
-    from braid.lab.replay.comparison import Comparison
+    from braid.lab.versus.comparison import Comparison
 
 STYLES = {"better": "green", "worse": "red", "same": "blue"}
 
@@ -34,9 +34,9 @@ def versus(
     from braid.cli.trace.reading import write_json
     from braid.core.errors import BraidError, InvalidParameterError
     from braid.lab.replay.record import load_run
-    from braid.lab.replay.versus import versus as compare
-    from braid.lab.replay.versus_figures import draw
-    from braid.lab.replay.versus_page import page
+    from braid.lab.versus.figures import draw
+    from braid.lab.versus.page import page
+    from braid.lab.versus.versus import versus as compare
 
     if len(runs) < 2 or len(runs) % 2:
         raise InvalidParameterError(f"runs come in pairs, A B [A B ...]; got {len(runs)}")
@@ -65,7 +65,7 @@ def show(found: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from braid.lab.replay.versus_page import table_rows
+    from braid.lab.versus.page import table_rows
 
     console = Console()
     rows = table_rows(found)

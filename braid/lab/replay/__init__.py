@@ -1,10 +1,7 @@
-"""Replay of a trace against a server: the plan, its bodies, the senders, what came back, and what it says.
+"""Replay of a trace against a server, and what a run leaves on the disk.
 
-The path of a run: ``plan.py`` turns rows into planned requests (pure: ``choice.py`` takes programs, ``graph.py``,
-``weave.py`` and ``rewire.py`` say who waits for whom, ``lengths.py`` how long, ``prompts.py``, ``blocks.py`` and
-``shared.py`` of which streams, ``starts.py`` when); ``content.py`` says which words each prompt has (pure);
-``target.py`` asks the server what it can do; ``bodies.py`` writes every request's bytes into a folder before
-the first is sent (``files.py``); ``run.py`` starts sender processes (``sender.py``), which read that folder and append
-``outcome.Outcome`` records; ``measure.py`` and ``report.py`` turn plan and outcomes into numbers, JSON and a page.
-``stub.py`` is a server with known times and faults to try all this on.
+The path of a run: ``planning`` turns rows into planned requests and their words; ``asking`` finds out what the server
+can do and writes every request's bytes into a folder (``files.py``) before the first is sent; ``run.py`` has
+``supervise.py`` start the processes of ``sending``, which append ``outcome.Outcome`` records; ``record.py`` keeps the
+run. ``simulated.py`` plays the same plan on a virtual clock. Numbers and pages are made in ``braid.lab.measures``.
 """

@@ -19,17 +19,17 @@ import polars as pl
 from braid import __version__
 from braid.core.errors import InvalidParameterError
 from braid.lab.progress import NoProgress, Progress
-from braid.lab.replay.asking import endpoint
-from braid.lab.replay.bodies import Bodies, write_bodies
-from braid.lab.replay.content import planned_hit_rate
+from braid.lab.replay.asking.bodies import Bodies, write_bodies
+from braid.lab.replay.asking.forms import PATHS
+from braid.lab.replay.asking.http import endpoint
+from braid.lab.replay.asking.target import ServerFacts, Target, TargetError, probe
 from braid.lab.replay.files import Form, History, RunSpec
-from braid.lab.replay.forms import PATHS
 from braid.lab.replay.live import Live, NoLive
 from braid.lab.replay.outcome import outcome_frame
-from braid.lab.replay.plan import PlanOptions, ReplayPlan, build_plan
+from braid.lab.replay.planning.content import planned_hit_rate
+from braid.lab.replay.planning.plan import PlanOptions, ReplayPlan, build_plan
 from braid.lab.replay.record import Run, RunHead, join
 from braid.lab.replay.supervise import LEAD_S, Played, ReplayError, Stop, missing, play
-from braid.lab.replay.target import ServerFacts, Target, TargetError, probe
 from braid.lab.table import Trace
 
 __all__ = ["ReplayError", "RunOptions", "Stop", "replay"]

@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 
 from braid.core.metrics import RequestTimes
-from braid.lab.replay.content import planned_hit_rate, prompt_words
 from braid.lab.replay.outcome import Outcome, outcome_frame
-from braid.lab.replay.plan import ReplayPlan
+from braid.lab.replay.planning.content import planned_hit_rate, prompt_words
+from braid.lab.replay.planning.plan import ReplayPlan
 from braid.lab.replay.record import Run, RunHead, join
 from braid.lab.table import TraceError
 from braid.sched.config import Policies

@@ -84,7 +84,7 @@ class Senders:
                     command = [
                         sys.executable,
                         "-m",
-                        "braid.lab.replay.sender",
+                        "braid.lab.replay.sending.sender",
                         str(self._folder),
                         str(number),
                     ]

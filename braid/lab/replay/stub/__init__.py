@@ -1,0 +1,1 @@
+"""A server that computes nothing, with known times and faults."""

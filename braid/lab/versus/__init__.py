@@ -1,0 +1,1 @@
+"""Two configurations beside each other: paired, with intervals, and one sentence."""
