@@ -18,7 +18,7 @@ from braid.lab.fit.reuse import Reuse
 from braid.lab.progress import Progress
 from braid.lab.readers.servegen import is_profile, read_profile
 
-VERSION = 1
+VERSION = 2
 
 
 class ProfileError(BraidError, ValueError):
