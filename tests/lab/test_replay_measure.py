@@ -197,7 +197,7 @@ def test_reasons_of_the_rows(make_run: Make) -> None:
 
     run = make_run([ok(n, 1.0 + n, (1.0,), (1,)) for n in range(3)])
     assert reasons(run) == ""
-    assert "p99 of the read lag is 49" in reasons(run, read_lag_s=[0.0, 0.0, 0.05])
+    assert "1 of 3 pieces may have lain" in reasons(run, num_reads=[1, 1, 1], num_late_reads=[0, 0, 1])
     assert "The sends span 1.500 s instead of 2.000 s" in reasons(run, sent_s=[1.5, 2.0, 3.0])
     assert "1 request was sent before" in reasons(run, sent_s=[0.9, 2.0, 3.0])
     assert "3 requests were scheduled at another time" in reasons(run, start_s=[0.8, 1.8, 2.8])
@@ -385,3 +385,11 @@ def test_nothing_is_lost_whatever_came(make_run: Make, rows: list[Outcome], arri
     assert counts.programs == counts.programs_finished + counts.programs_unfinished
     assert found.goodput.kept <= counts.measured
     json.dumps(found.as_json(), allow_nan=False)
+
+
+def test_a_cache_that_knew_prompts_from_before_the_run_is_a_warning(make_run: Make) -> None:
+    run = make_run([ok(n, 1.0 + n, (1.0,), (1,)) for n in range(3)], planned_hit_rate=0.1)
+    frame = run.frame.with_columns(prompt_tokens=pl.lit(10), cached_tokens=pl.lit(5))
+    assert "knew prompts from before the run" in " ".join(measure(Run(run.head, frame)).verdict.warnings)
+    frame = run.frame.with_columns(prompt_tokens=pl.lit(10), cached_tokens=pl.lit(1))
+    assert "knew prompts" not in " ".join(measure(Run(run.head, frame)).verdict.warnings)

@@ -186,6 +186,14 @@ class RunFlags:
             group=RUN, help="Later turns hold a stand-in for earlier replies, or the replies themselves."
         ),
     ] = "recorded"
+    content_seed: Annotated[
+        int | None,
+        Parameter(
+            group=RUN,
+            help="Of the prompts' words; the same one again finds the server's cache warm.",
+            show_default="new in every run",
+        ),
+    ] = None
     timeout: Annotated[float, Parameter(group=RUN, help="Seconds for each attempt.")] = 600.0
     drain: Annotated[
         float | None,
@@ -230,6 +238,7 @@ class RunFlags:
         return RunOptions(
             form=self.form,
             history=self.history,
+            content_seed=self.content_seed,
             num_senders=self.senders,
             timeout_s=self.timeout,
             drain_s=self.drain,

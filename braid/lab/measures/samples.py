@@ -33,7 +33,8 @@ class Samples:
         tokens: output tokens that came.
         ttft, e2e, tpot: from the scheduled time; ``tpot`` is NaN for fewer than two tokens.
         ttft_sent, e2e_sent: from the time it was sent.
-        lag, read_lag: how late it was sent, and read.
+        lag, read_lag: how late it was sent, and read (its latest piece).
+        reads, late_reads: how often something of it was read, and how often later than the run's limit of lag.
         gap_s, gap_at, gap_of: TBT, when the later token came, and of which request.
         between: True where the gap lies between two pieces, False inside one.
         piece_at, piece_tokens: when output came, and how much.
@@ -53,6 +54,8 @@ class Samples:
     e2e_sent: Floats
     lag: Floats
     read_lag: Floats
+    reads: np.ndarray
+    late_reads: np.ndarray
     gap_s: Floats
     gap_at: Floats
     gap_of: np.ndarray
@@ -97,6 +100,8 @@ def samples(run: Run) -> Samples:
         e2e_sent=end - sent,
         lag=sent - scheduled,
         read_lag=np.where(np.isnan(sent), np.nan, _floats(frame, "read_lag_s")),
+        reads=frame["num_reads"].to_numpy(),
+        late_reads=frame["num_late_reads"].to_numpy(),
         gap_s=gap_s,
         gap_at=gap_at,
         gap_of=gap_of,

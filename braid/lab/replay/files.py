@@ -67,6 +67,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
         drain_s: after the last planned start, open requests are given so long; None for no limit.
         max_retries: after 429/503, waiting Retry-After (or ``retry_wait_s`` without one).
         stop_on_failure: a program's later turns are left unsent when one is not ok; otherwise they go on.
+        late_read_s: what is read later than so long after it came is counted.
         max_connections: of each sender; more is a refusal to start, said clearly.
     """
 
@@ -87,4 +88,5 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_retries: int = 0
     retry_wait_s: float = 1.0
     stop_on_failure: bool = False
+    late_read_s: float = 0.02
     max_connections: int = 10_000

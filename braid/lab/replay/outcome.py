@@ -58,6 +58,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         attempts: how often it was sent; retries after a refusal count, a stale connection does not.
         read_lag_s: the longest the sender was busy with other work before it read a piece of this answer: no time of
             this answer is more wrong than that.
+        num_reads, num_late_reads: how often something of it was read, and how often later than ``RunSpec.late_read_s``.
         reason: why it is not ok, one line, as the server or the socket said it.
     """
 
@@ -77,6 +78,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     retry_after_s: float | None = None
     attempts: int = 0
     read_lag_s: float = 0.0
+    num_reads: int = 0
+    num_late_reads: int = 0
     reason: str = ""
 
 
@@ -101,6 +104,8 @@ def outcome_schema() -> dict[str, Any]:
         "retry_after_s": pl.Float64,
         "attempts": pl.Int32,
         "read_lag_s": pl.Float64,
+        "num_reads": pl.Int64,
+        "num_late_reads": pl.Int64,
         "reason": pl.String,
     }
 

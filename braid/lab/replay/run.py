@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import secrets
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,8 @@ class RunOptions:
     Args:
         form: how prompts are written; None for the best that the server takes.
         history: what later turns hold of earlier replies.
+        content_seed: of the prompts' words; None: drawn anew, so that the server's cache knows nothing of them before
+            the run, whatever was played against it.
         num_senders: processes; None: one, or two for a plan of a high rate on two cores or more.
         timeout_s, drain_s, max_retries, retry_wait_s, stop_on_failure, max_connections: see ``files.RunSpec``.
         lag_limit_s: p99 of the send lag above this makes the run invalid.
@@ -60,6 +63,7 @@ class RunOptions:
 
     form: Form | None = None
     history: History = "recorded"
+    content_seed: int | None = None
     num_senders: int | None = None
     timeout_s: float = 600.0
     drain_s: float | None = None
@@ -118,7 +122,10 @@ def replay(
         left_out = ", ".join(f"{name} {len(rows):,}" for name, rows in plan.unsendable.items())
         raise ReplayError(f"no request of {plan.source} can be sent (left out: {left_out or 'none'})")
     with _scratch(options.scratch) as folder:
-        bodies = write_bodies(plan, facts, target, folder, history=options.history, progress=progress)
+        content_seed = secrets.randbits(32) if options.content_seed is None else options.content_seed
+        bodies = write_bodies(
+            plan, facts, target, folder, history=options.history, seed=content_seed, progress=progress
+        )
         spec = spec_of(plan, target, options, bodies)
         (folder / "run.json").write_bytes(msgspec.json.encode(spec))
         started_at = datetime.now(UTC)
@@ -146,7 +153,7 @@ def replay(
         licence=licence,
         citation=citation,
         plan=asdict(plan.options),
-        run=_conditions(options, facts, spec),
+        run={**_conditions(options, facts, spec), "content_seed": content_seed},
         notes=(*plan.notes, *facts.notes, *bodies.notes),
         unsendable={name: len(rows) for name, rows in plan.unsendable.items()},
         output_enforced=facts.output_enforced,
@@ -192,6 +199,7 @@ def spec_of(plan: ReplayPlan, target: Target, options: RunOptions, bodies: Bodie
         max_retries=options.max_retries,
         retry_wait_s=options.retry_wait_s,
         stop_on_failure=options.stop_on_failure,
+        late_read_s=options.lag_limit_s,
         max_connections=options.max_connections,
     )
 

@@ -13,6 +13,7 @@ from braid.lab.versus.bootstrap import MIN_BLOCKS, Cut
 HEAD = ("url", "model", "endpoint", "server", "history", "output_enforced")
 OF_THE_CLIENT = {
     "num_senders",
+    "content_seed",
     "slots",
     "continuous_usage",
     "reports_cached",

@@ -63,9 +63,13 @@ def write_bodies(
     folder: Path,
     *,
     history: History = "recorded",
+    seed: int | None = None,
     progress: Progress | None = None,
 ) -> Bodies:
     """Write ``bytes.bin``, ``after.npy`` and ``requests.npy`` into ``folder``.
+
+    Args:
+        seed: of the words; None for the plan's.
 
     Raises:
         CapacityError: the disk has not enough room.
@@ -77,7 +81,7 @@ def write_bodies(
             "a live history of token ids needs a server that tells the ids of its replies (return_token_ids): "
             "use the form text or chat"
         )
-    prompts = _Prompts(plan, facts, history)
+    prompts = _Prompts(plan, facts, history, plan.options.seed if seed is None else seed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _require_room(prompts.num_bytes, folder)
@@ -125,10 +129,10 @@ def _batches(places: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 class _Prompts:
     """The bytes of a plan's requests, one after another."""
 
-    def __init__(self, plan: ReplayPlan, facts: ServerFacts, history: History) -> None:
+    def __init__(self, plan: ReplayPlan, facts: ServerFacts, history: History, seed: int) -> None:
         frame = plan.frame
         self.shape = shape(facts.form, facts.model)
-        self._facts, self._seed, self._live = facts, plan.options.seed, history == "live"
+        self._facts, self._seed, self._live = facts, seed, history == "live"
         self._coded = WordBytes(facts.form, facts.vocabulary)
         self._history = previous_turns(frame) if self._live else np.full(frame.height, NONE, np.int64)
         self._frame = waiting_for(frame, self._history) if self._live else frame

@@ -28,6 +28,7 @@ class Exchange:
         scheduled_s: when it was due first.
         due_s: when this attempt was due; its time limit counts from there.
         max_bytes: of one answer.
+        late_s: reads of a greater lag are counted.
         open_lag_s: how much later than it could the rest of it was sent on a connection that had to be opened first.
         was_stale: this attempt met a connection that the server had closed.
         connection: that carries it.
@@ -37,10 +38,13 @@ class Exchange:
     scheduled_s: float
     due_s: float
     max_bytes: int = MIN_MAX_BYTES
+    late_s: float = math.inf
     answer: Answer = field(default_factory=Answer)
     sent_s: float | None = None
     first_byte_s: float | None = None
     read_lag_s: float = 0.0
+    num_reads: int = 0
+    num_late_reads: int = 0
     open_lag_s: float = 0.0
     attempts: int = 0
     was_stale: bool = False
@@ -53,6 +57,8 @@ class Exchange:
         if self.first_byte_s is None:
             self.first_byte_s = now_s
         lag_s += self.open_lag_s
+        self.num_reads += 1
+        self.num_late_reads += lag_s > self.late_s
         if lag_s > self.read_lag_s:
             self.read_lag_s = lag_s
 
@@ -85,6 +91,8 @@ class Exchange:
             retry_after_s=self.retry_after_s,
             attempts=self.attempts,
             read_lag_s=self.read_lag_s,
+            num_reads=self.num_reads,
+            num_late_reads=self.num_late_reads,
             reason=reason,
         )
 

@@ -137,7 +137,7 @@ class Player:
         row = self._folder.request(number)
         if exchange is None:
             room = MIN_MAX_BYTES + BYTES_PER_TOKEN * max(row.out_tok, 0)
-            exchange = Exchange(number, due_s, due_s, room)
+            exchange = Exchange(number, due_s, due_s, room, self._spec.late_read_s)
             self._counts["scheduled"] += 1
         answer = Answer(
             cancel_after_tok=row.cancel_after_tok if row.cancel_after_tok >= 0 else None,
