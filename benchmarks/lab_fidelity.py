@@ -3,11 +3,12 @@
     python -m benchmarks.lab_fidelity DATA [--halves] [--out FILE]
 
 DATA holds ``traces/azure``, ``traces/mooncake`` and ``agents``. A trace is split into alternating blocks of three
-minutes (with --halves also into chronological halves, where its own drift sets the floor); agents without a common clock are
-split by session. A profile is fitted to one part and judged on the other, then the other way round. Distances (KS) must
-not exceed those of the two real parts by more than the slack, either way. The index of dispersion is judged on the
-geometric mean of both ways: the index of one part at 60 s rests on thirty windows, and what one part has too much the
-other has too little. Either way's own ratios, beside those of the real parts, are in FILE.
+minutes (with --halves also into chronological halves, where its own drift sets the floor); agents without a common
+clock are split by session. A profile is fitted to one part and judged on the other, then the other way round.
+Distances (KS) must not exceed those of the two real parts by more than the slack, either way. The index of
+dispersion is judged on the geometric mean of both ways: the index of one part at 60 s rests on thirty windows, and
+what one part has too much the other has too little. Either way's own ratios, beside those of the real parts, are in
+FILE.
 
 Generated: up to 24 times the real span, with the chosen arrivals, and with Poisson and one Gamma law.
 """
