@@ -61,7 +61,8 @@ def show(title: str, rows: Sequence[Row]) -> None:
     for row in rows:
         table.add_row(*(_cell(row[column]) for column in columns))
     console = Console()
-    console.print(table, width=max(console.width, 120), crop=False)
+    console.width = max(console.width, 120)
+    console.print(table, crop=False)
 
 
 def save(path: Path | None, result: Mapping[str, Any]) -> None:

@@ -6,6 +6,18 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+WIDEST = 132
+"""Characters that a table of numbers may need; a narrower terminal wraps lines, but no number is cut."""
+
+
+def print_table(console: Console, table: Table) -> None:
+    """A table whole, however narrow the terminal."""
+    own = console.width
+    console.width = max(own, WIDEST)
+    console.print(table, crop=False)
+    console.width = own
 
 
 class ConsoleProgress:

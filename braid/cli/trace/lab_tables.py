@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from braid.cli.trace.console import print_table
 from braid.lab.compare import Row
 from braid.lab.fidelity import Proof
 from braid.lab.fit.clients import Clients
@@ -36,7 +37,7 @@ def _show_stream(console: Console, what: str, stream: Stream) -> None:
         for score in stream.arrivals.scores:
             cells = (f"{score.idc.get(w, float('nan')):.2f}" for w in windows)
             table.add_row(score.name, *cells, f"{score.ks:.3f}", "chosen" if score.chosen else "")
-        console.print(table)
+        print_table(console, table)
     laws = Table("model", "kind", "share", "input law", "KS", "output law", "KS", title=f"lengths of {what}")
     laws.title_justify = "left"
     for mix in stream.mix:
@@ -44,7 +45,7 @@ def _show_stream(console: Console, what: str, stream: Stream) -> None:
         for found in (mix.input_laws, mix.output_laws):
             law_cells += [found[0].family, f"{found[0].ks:.3f}"] if found else ["-", "-"]
         laws.add_row(mix.model or "-", mix.kind or "-", f"{mix.share:.1%}", *law_cells)
-    console.print(laws)
+    print_table(console, laws)
 
 
 def _show_clients(console: Console, clients: Clients) -> None:
@@ -60,7 +61,7 @@ def _show_clients(console: Console, clients: Clients) -> None:
     )
     for rate, each in rates[:10]:
         table.add_row(str(each.number), f"{rate / total:.1%}", str(len(each.windows)), str(len(each.periods)))
-    console.print(table)
+    print_table(console, table)
 
 
 def show_rows(rows: list[Row]) -> None:
@@ -71,7 +72,7 @@ def show_rows(rows: list[Row]) -> None:
         verdict = ("[green]pass[/]" if row.passed else "[red]FAIL[/]") if row.judged else "[dim]not judged[/]"
         floor = "-" if row.floor is None else f"{row.floor:.3f}"
         table.add_row(row.name, f"{row.value:.3f}", f"{row.low:.3f} .. {row.high:.3f}", floor, bound, verdict)
-    Console().print(table)
+    print_table(Console(), table)
 
 
 def _bound(row: Row) -> str:
@@ -86,7 +87,7 @@ def show_proof(proof: Proof, title: str = "generated to held out (index of dispe
     for row in next(iter(proof.values())):
         cells = (_proved(rows.get(row.name)) for rows in others.values())
         table.add_row(row.name, "-" if row.floor is None else f"{row.floor:.3f}", _bound(row), *cells)
-    Console().print(table)
+    print_table(Console(), table)
 
 
 def _proved(row: Row | None) -> str:

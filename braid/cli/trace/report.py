@@ -92,6 +92,8 @@ def _print(rows: Rows, console: Console, only: tuple[str, ...] | None = None) ->
     from rich.table import Table
     from rich.text import Text
 
+    from braid.cli.trace.console import print_table
+
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(rows.columns):
         text = number == 0 or column == "note"
@@ -101,4 +103,4 @@ def _print(rows: Rows, console: Console, only: tuple[str, ...] | None = None) ->
     for row in rows.cells:
         if only is None or row[0] in only:
             table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    print_table(console, table)

@@ -65,6 +65,7 @@ def show(found: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from braid.cli.trace.console import print_table
     from braid.lab.versus.page import table_rows
 
     console = Console()
@@ -77,7 +78,7 @@ def show(found: Comparison) -> None:
         table.add_row(
             *(Text(cell) for cell in cells[:-1]), Text(cells[-1], style=STYLES.get(cells[-1], "dim"))
         )
-    console.print(table)
+    print_table(console, table)
     for what in found.differs:
         console.print(f"differs: {what}", style="dim", markup=False, highlight=False, soft_wrap=True)
     for note in found.notes:
