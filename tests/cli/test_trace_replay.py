@@ -147,3 +147,28 @@ def test_the_stub_serves_until_it_is_told_to_stop() -> None:
 def test_a_wrong_fault_is_named(fault: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "stub", "--port", "0", "--fault", fault]) == 2
     assert "braid: error: " in capsys.readouterr().err
+
+
+def test_a_trace_is_simulated_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "azure.csv"
+    lines = "".join(f"2023-11-16 18:00:{n:02}.0000000,{100 + n},3\n" for n in range(9))
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + lines)
+    flat = {"rows": [1, 100], "columns": [0, 1000], "seconds": [[0, 0], [0, 0]]}
+    cost = {"profile": "a second a step", "dense": {"knots": [1, 900], "seconds": [1, 1]}, "mixing": 1}
+    cost |= {
+        "head": {"knots": [1, 9], "seconds": [0, 0]},
+        "prefill": flat,
+        "decode": flat,
+        "host": 0,
+        "eager": 0,
+    }
+    machine = {"version": 1, "model": "tiny", "dtype": "float32", "held_out_error": {}, "cost": cost}
+    machine["scheduler"] = {"num_blocks": 400, "max_model_len": 1024}
+    (tmp_path / "machine.json").write_text(json.dumps(machine))
+    out = tmp_path / "run"
+    words = ["trace", "simulate", str(trace), "--machine", str(tmp_path / "machine.json"), "--out", str(out)]
+    assert main([*words, "--json", str(tmp_path / "result.json")]) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["outcomes"]["ok"] == 9
+    assert "9 requests were planned" in capsys.readouterr().out
+    assert (out / "page.html").is_file()
+    assert main(["trace", "report", str(out)]) == 0

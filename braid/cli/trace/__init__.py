@@ -16,6 +16,7 @@ from braid.cli.trace.load import load
 from braid.cli.trace.replay import replay
 from braid.cli.trace.report import report
 from braid.cli.trace.scale import scale
+from braid.cli.trace.simulate import simulate
 from braid.cli.trace.split import split
 from braid.cli.trace.stub import stub
 from braid.cli.trace.sweep import sweep
@@ -23,7 +24,7 @@ from braid.cli.trace.versus import versus
 
 trace = App(
     name="trace",
-    help="Load, audit, describe, fit, generate, compare, scale and replay traces of real traffic.",
+    help="Load, audit, describe, fit, generate, compare, scale, replay and simulate traces of real traffic.",
 )
 trace.command(load)
 trace.command(audit)
@@ -33,6 +34,7 @@ trace.command(fit)
 trace.command(generate)
 trace.command(replay)
 trace.command(scale)
+trace.command(simulate)
 trace.command(stub)
 trace.command(split)
 trace.command(report)
