@@ -55,6 +55,12 @@ def nodes() -> list[tuple[str, ast.AST]]:
     ]
 
 
+def _refuses_pickles(words: list[ast.keyword]) -> bool:
+    """numpy's own files hold plain numbers where this is said, and only then."""
+    said = [word.value for word in words if word.arg == "allow_pickle"]
+    return len(said) == 1 and isinstance(said[0], ast.Constant) and said[0].value is False
+
+
 def test_nothing_is_unpickled_evaluated_or_run_in_a_shell() -> None:
     found = []
     for where, node in nodes():
@@ -65,10 +71,10 @@ def test_nothing_is_unpickled_evaluated_or_run_in_a_shell() -> None:
                 found.append(where)
             case ast.Call(func=ast.Name(id=name)) if name in FORBIDDEN_CALLS:
                 found.append(where)
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=name)) if (
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=name), keywords=words) if (
                 owner,
                 name,
-            ) in FORBIDDEN_ATTRIBUTES:
+            ) in FORBIDDEN_ATTRIBUTES and not _refuses_pickles(words):
                 found.append(where)
             case ast.keyword(arg="shell", value=ast.Constant(value=True)):
                 found.append(where)

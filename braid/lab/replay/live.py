@@ -96,7 +96,7 @@ class Board:
 def _status(path: Path) -> npt.NDArray[np.int64] | None:
     """None while there is none, or only part of one."""
     try:
-        row: npt.NDArray[np.int64] = np.load(path)
+        row: npt.NDArray[np.int64] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return row if row.shape == (len(COUNTERS) + RECENT,) else None
