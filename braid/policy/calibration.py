@@ -69,7 +69,8 @@ def fit_cost(
     alone = {n: _need(by_prefill, (n, behind[0]), "prefills") for n in chunks}
     small = Line(tuple(map(float, seqs)), tuple(base[n] for n in seqs))
     eager = max(0.0, alone[chunks[0]] - small.at(chunks[0]).seconds)
-    dense = base | {n: max(0.0, alone[n] - eager) for n in chunks if n > seqs[-1]}
+    # More tokens never take less time: what says so is noise.
+    dense = base | {n: max(base[seqs[-1]], alone[n] - eager) for n in chunks if n > seqs[-1]}
     knots = sorted(dense)
     cost = StepCost(
         profile=profile,

@@ -100,3 +100,9 @@ def test_too_little_is_refused() -> None:
         fit_cost("made up", decodes[:1], prefills)
     with pytest.raises(ValueError, match="lack size 512 at context 1024"):
         fit_cost("made up", decodes, prefills[:-1])
+
+
+def test_noise_makes_no_larger_step_cheaper() -> None:
+    decodes, prefills = samples()
+    slow = [sample._replace(seconds=sample.seconds + 0.1 * (sample.chunk == 64)) for sample in prefills]
+    assert fit_cost("made up", decodes, slow).dense.at(256).seconds >= dense(16)
