@@ -6,7 +6,12 @@ import json
 import os
 import platform
 import random
-from collections.abc import Mapping, Sequence
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +24,7 @@ from braid.device.bandwidth import read_bandwidth
 from braid.device.machine import probe
 
 PACKAGES = ("braid", "torch", "transformers")
+SERVE = [sys.executable, "-c", "import sys; from braid.cli import main; sys.exit(main())", "serve"]
 FIRST_TOKEN = 1000
 """Random prompts stay clear of special tokens and single bytes."""
 
@@ -46,6 +52,24 @@ def describe(machine: Mapping[str, Any]) -> str:
         f"{machine['ram_bytes'] / 2**30:.0f} GiB, {machine['memory_bandwidth'] / 1e9:.1f} GB/s read; "
         f"load {machine['load_average'][0]:.1f}\n{versions}, Python {machine['python']}"
     )
+
+
+@contextmanager
+def serving(model: str, *flags: str) -> Iterator[str]:
+    """A server as users start it, on a free port; the URL, once it serves."""
+    words = [*SERVE, model, "--port", "0", "--log-level", "error", *flags]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.match(r"Serving .* at (http://\S+)/v1$", line):
+                yield found[1]
+                return
+        raise SystemExit("the server did not start")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
 
 
 def random_prompt(length: int, vocab_size: int, seed: int) -> list[int]:

@@ -10,12 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
-import re
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,37 +18,11 @@ from statistics import median
 from typing import Any
 
 import httpx
-from common import describe, machine, save, show
+from common import describe, machine, save, serving, show
 
 FACTORS = (1, 2, 5, 10)
 PROMPT_WORDS, TOKENS = 60, 32
 KEYS = tuple(f"key-{number}" for number in range(8))
-SERVE = [sys.executable, "-c", "import sys; from braid.cli import main; sys.exit(main())", "serve"]
-
-
-def start(model: str, more: list[str], max_queued: int) -> tuple[subprocess.Popen[str], str]:
-    """The server as users start it; returns when it serves."""
-    keys = [word for key in KEYS for word in ("--api-key", key)]
-    words = [
-        *SERVE,
-        model,
-        "--port",
-        "0",
-        "--max-queued",
-        str(max_queued),
-        "--log-level",
-        "error",
-        *keys,
-        *more,
-    ]
-    process = subprocess.Popen(
-        words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.match(r"Serving .* at (http://\S+)/v1$", line):
-            return process, found[1]
-    raise SystemExit("the server did not start")
 
 
 def body(rng: random.Random) -> dict[str, Any]:
@@ -149,12 +118,9 @@ def main() -> None:
     options, more = parser.parse_known_args()
     described = machine()
     print(describe(described))
-    process, url = start(options.model, more, options.max_queued)
-    try:
+    keys = [word for key in KEYS for word in ("--api-key", key)]
+    with serving(options.model, "--max-queued", str(options.max_queued), *keys, *more) as url:
         rows = asyncio.run(measure(url, options.clients, options.seconds))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate()
     show("goodput under overload", rows)
     save(options.json, {"machine": described, "rows": rows})
 

@@ -37,11 +37,8 @@ def test_no_candidate_is_better(gaps: list[float], benefit: float) -> None:
     def utility(hold: float) -> float:
         return sum(gap <= hold for gap in gaps) / max(1, len(gaps)) * benefit - hold
 
-    found = best_ttl(gaps, benefit)
-    if found:
-        assert utility(found) >= max(utility(gap) for gap in gaps) - 1e-9
-    else:
-        assert all(utility(gap) <= 1e-9 for gap in gaps if gap)
+    best = max(utility(hold) for hold in (0.0, *gaps))
+    assert utility(best_ttl(gaps, benefit)) >= best - 1e-9
 
 
 @pytest.mark.parametrize(("benefit", "seconds"), [(0.5, 0.0), (1.0, 0.0), (2.0, log(2.0)), (10.0, log(10.0))])
