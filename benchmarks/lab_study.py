@@ -32,7 +32,7 @@ from braid.lab.replay.record import Run
 from braid.lab.replay.run import replay
 from braid.lab.replay.simulated import simulate_plan
 from braid.lab.scale import thin
-from braid.lab.table import Trace
+from braid.lab.table import Trace, TraceError
 from braid.policy.cost import StepCost
 from braid.sim.machine import Machine, load_machine
 
@@ -69,8 +69,11 @@ def share_to_keep(trace: Trace, options: PlanOptions, machine: Machine, share: f
 
 
 def plans(trace: Trace, options: PlanOptions, seed: int) -> tuple[ReplayPlan, ReplayPlan] | None:
-    """The stretch by its clock, and its requests at Poisson times of the same mean rate."""
-    plan = build_plan(trace, options)
+    """The stretch by its clock, and its requests at Poisson times of the same mean rate; None for a quiet stretch."""
+    try:
+        plan = build_plan(trace, options)
+    except TraceError:
+        return None
     if plan.num_requests < 10:
         return None
     assert options.span_s is not None

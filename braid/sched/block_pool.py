@@ -4,8 +4,8 @@ Rules:
     1. ``FREE -> RESERVED -> FILLING -> READY -> FREE``; RESERVED and FILLING may also go back to FREE,
        FILLING to RESERVED.
     2. Only READY blocks are shared or found by key, and only READY blocks may have more than one reference.
-    3. A READY block without references keeps its content until the block is needed: it counts as free, and
-       the least recently used goes first. Without a key it is of no use to anyone and becomes FREE at once.
+    3. A READY block without references keeps its content until the block is needed: it counts as free, and goes
+       when its turn comes in the order of ``idle``. Without a key it is of no use to anyone and becomes FREE at once.
     4. What an in-flight step may still read or write waits in limbo, references held, until the step's
        lane settles.
     5. A lease is a reference that may be taken back: blocks with no other references are revocable.
@@ -14,12 +14,13 @@ Rules:
 from __future__ import annotations
 
 from array import array
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 from braid.core.metrics import Histogram, HistogramCounter
+from braid.sched.idle import IdleBlocks, LeastRecent
 
 
 class BlockState(IntEnum):
@@ -47,9 +48,12 @@ class BlockPool:
     """``num_blocks`` blocks, named ``0 .. num_blocks - 1``.
 
     ``now`` is the time of what is done next; the pool has no clock of its own.
+
+    Args:
+        idle: in which order idle blocks are evicted; by their last use if None.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, idle: IdleBlocks | None = None) -> None:
         self.num_blocks = num_blocks
         self.now = 0.0
         self._states = bytearray(num_blocks)
@@ -57,8 +61,9 @@ class BlockPool:
         self._keys: list[bytes | None] = [None] * num_blocks
         self._by_key: dict[bytes, int] = {}
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._idle: OrderedDict[int, None] = OrderedDict()
-        """READY blocks without references, least recently used first."""
+        self._idle: IdleBlocks = LeastRecent() if idle is None else idle
+        """READY blocks without references."""
+        self._watchers: dict[bytes, list[Callable[[bool], None]]] = {}
         self._limbo: dict[str, list[list[int]]] = {}
         self._leases: dict[int, int] = {}
         """How many of a block's references are leases, where there are any."""
@@ -126,9 +131,20 @@ class BlockPool:
         if key not in self._by_key:
             self._by_key[key] = block
             self._keys[block] = key
+            self._tell(key, True)
 
     def find(self, key: bytes) -> int | None:
         return self._by_key.get(key)
+
+    def watch(self, key: bytes, watcher: Callable[[bool], None]) -> None:
+        """Have ``watcher(is_there)`` called when ``key`` comes to be found, and when it does no more."""
+        self._watchers.setdefault(key, []).append(watcher)
+
+    def unwatch(self, key: bytes, watcher: Callable[[bool], None]) -> None:
+        watchers = self._watchers[key]
+        watchers.remove(watcher)
+        if not watchers:
+            del self._watchers[key]
 
     def count_unused(self, blocks: Iterable[int]) -> int:
         """How many of ``blocks`` count as free or revocable now and would not after ``acquire``."""
@@ -166,11 +182,17 @@ class BlockPool:
                 self._revocable.discard(block)
         self.release(blocks)
 
+    def hold(self, blocks: Sequence[int]) -> None:
+        """One more reference to each READY block, which counts as no use of its content."""
+        for block in blocks:
+            self._refer(block)
+            self._revocable.discard(block)
+
     def demote(self, blocks: Sequence[int]) -> None:
         """Of these the idle ones are evicted before all others, the last of them first."""
         for block in blocks:
             if block in self._idle:
-                self._idle.move_to_end(block, last=False)
+                self._idle.demote(block)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give one reference to each block back.
@@ -234,7 +256,7 @@ class BlockPool:
         assert all(self._states[block] == READY for block in shared), "a block that is not READY is shared"
 
     def _evict(self) -> None:
-        block, _ = self._idle.popitem(last=False)
+        block = self._idle.pop(self.now)
         self._lifetime.observe(self.now - self._granted[block])
         self._idle_time.observe(self.now - self._used[block])
         self._forget(block)
@@ -244,7 +266,7 @@ class BlockPool:
     def _refer(self, block: int) -> None:
         assert self._states[block] == READY, f"block {block} is {self.state(block).name}, not READY"
         if self._refs[block] == 0:
-            del self._idle[block]
+            self._idle.discard(block)
         self._refs[block] += 1
 
     def _forget(self, block: int) -> None:
@@ -252,11 +274,17 @@ class BlockPool:
         if key is not None:
             del self._by_key[key]
             self._keys[block] = None
+            self._tell(key, False)
+
+    def _tell(self, key: bytes, is_there: bool) -> None:
+        for watcher in self._watchers.get(key, ()):
+            watcher(is_there)
 
     def _rest(self, block: int) -> None:
-        if self._keys[block] is not None:
+        key = self._keys[block]
+        if key is not None:
             self._used[block] = self.now
-            self._idle[block] = None
+            self._idle.add(block, key)
         else:
             self._states[block] = FREE
             self._free.append(block)

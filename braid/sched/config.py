@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from braid.core.errors import CapacityError, InvalidParameterError
 from braid.policy.admission import Admission, WatermarkAdmission
-from braid.policy.order import FirstCome, Order
+from braid.policy.agents.plain import lru
+from braid.policy.agents.policy import AgentPolicy
 from braid.policy.partition import DecodeFirst, Partition
-from braid.policy.victim import LastInOrder, Victim
 
 MIXED = "mixed"
 """The lane whose steps hold decodes and prefill chunks together."""
@@ -63,9 +63,8 @@ class SchedulerConfig:
 class Policies:
     """The scheduler's replaceable decisions. ``admission`` None stands for the watermark of the config."""
 
-    order: Order = field(default_factory=FirstCome)
+    agents: AgentPolicy = field(default_factory=lru)
     partition: Partition = field(default_factory=DecodeFirst)
-    victim: Victim = field(default_factory=LastInOrder)
     admission: Admission | None = None
 
     def admission_for(self, config: SchedulerConfig) -> Admission:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from braid.core.request import FinishReason, Request
 from braid.core.step import SampleSpec
-from braid.policy.order import OrderKey
+from braid.policy.agents.policy import OrderKey
+from braid.policy.agents.program import Program
 from braid.sched.prompt_answer import PromptAnswer
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """Bookkeeping of one request.
+    """Bookkeeping of one request; what policies see of it is ``braid.policy.agents.program.Turn``.
 
     Invariants:
         1. ``keys`` names the first full blocks of ``request.token_ids``; tokens are only ever appended, so
@@ -22,8 +24,18 @@ class Entry:
     """
 
     request: Request
-    order: OrderKey
+    program: Program
+    number: int
     root: bytes
+    order: OrderKey = ()
+    line: int = 0
+    is_resident: bool = False
+    is_held: bool = False
+    reusable: int = 0
+    """Blocks at the front of its prompt that its program's latest turn, or its parent's, had too."""
+    watched: bytes | None = None
+    """The key by which ``is_resident`` is decided, while it waits, and who is told when that comes or goes."""
+    seen: Callable[[bool], None] = lambda is_there: None
     keys: list[bytes] = field(default_factory=list)
     announced: list[bytes] = field(default_factory=list)
     parked_on: bytes | None = None
@@ -39,6 +51,10 @@ class Entry:
     @property
     def num_remaining(self) -> int:
         return len(self.request.token_ids) - self.request.num_computed_tokens
+
+    def num_usable(self, block_size: int) -> int:
+        """Blocks of a prefix that it may share in: never that of its last token, which must be computed."""
+        return (len(self.request.token_ids) - 1) // block_size
 
     def sample_spec(self) -> SampleSpec:
         """How to choose the next token; rebuilt only when what is banned changes."""

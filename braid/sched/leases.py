@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
+from braid.policy.agents.program import ProgramId
 from braid.sched.block_pool import BlockPool
-from braid.sched.programs import ProgramId
 
 SHARE = 2
 """One part in so many of the pool may be leased."""

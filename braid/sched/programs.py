@@ -1,32 +1,21 @@
-"""What is remembered of programs between their turns: which blocks the latest turn left, and no token."""
+"""Who has been here: programs by id, and which of them have which blocks' keys. No token is remembered."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from braid.policy.agents.program import Program, ProgramId
 
 MAX_PROGRAMS = 4096
 
 
-class ProgramId(NamedTuple):
-    """Ids are the client's; two owners' equal ids are two programs."""
-
-    owner: str
-    program: str
-
-
-@dataclass(slots=True, eq=False)
-class Program:
-    """``keys`` are those of the full blocks of its latest finished turn, which had ``num_tokens`` tokens."""
-
-    id: ProgramId
-    keys: tuple[bytes, ...] = ()
-    num_turns: int = 0
-    num_tokens: int = 0
-    last_time: float = 0.0
+def num_shared(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    """Keys form chains, so two of them are equal up to some place and nowhere after it: that place."""
+    short = min(len(one), len(other))
+    return bisect_left(range(short), True, key=lambda index: one[index] != other[index])
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +30,7 @@ class ProgramTable:
     """Programs by id, bounded in number and in keys.
 
     Where it is full, the owner that has most loses its least recently used program: nobody can push others out by
-    naming many programs.
+    naming many programs. A program that is dropped while a turn of it is under way is known again when that ends.
 
     Args:
         max_keys: keys of all programs together.
@@ -50,8 +39,10 @@ class ProgramTable:
     def __init__(self, max_keys: int, max_programs: int = MAX_PROGRAMS) -> None:
         self._max_keys, self._max_programs = max_keys, max_programs
         self._owners: dict[str, _Owner] = {}
-        self._users: Counter[bytes] = Counter()
+        self._holders: dict[bytes, dict[Program, None]] = {}
         self._num_programs = self._num_keys = 0
+        self.num_shared_keys = 0
+        """Keys that several programs have."""
 
     def __len__(self) -> int:
         return self._num_programs
@@ -60,38 +51,76 @@ class ProgramTable:
         owner = self._owners.get(program_id.owner)
         return None if owner is None else owner.programs.get(program_id.program)
 
-    def record(self, program_id: ProgramId, keys: Sequence[bytes], num_tokens: int, now: float) -> None:
-        """A turn has finished."""
-        owner = self._owners.setdefault(program_id.owner, _Owner())
-        program = owner.programs.get(program_id.program)
-        if program is None:
-            program = owner.programs[program_id.program] = Program(program_id)
-            self._num_programs += 1
-        owner.programs.move_to_end(program_id.program)
-        self._set_keys(owner, program, tuple(keys[: self._max_keys]))
-        program.num_turns += 1
-        program.num_tokens = num_tokens
-        program.last_time = now
-        self._shrink()
+    def meet(
+        self, program_id: ProgramId, parent: ProgramId | None, now: float
+    ) -> tuple[Program, list[Program]]:
+        """A turn has come: its program, made if it is new, and those that had to go.
 
-    def forget(self, program_id: ProgramId) -> Program | None:
-        """Drop a program; what was known of it."""
-        owner = self._owners.get(program_id.owner)
-        program = None if owner is None else owner.programs.pop(program_id.program, None)
-        if owner is None or program is None:
-            return None
-        keys = program.keys
-        self._set_keys(owner, program, ())
-        program.keys = keys
+        A parent counts if it was here before its child, so there are no circles.
+        """
+        known = self.get(program_id)
+        if known is not None:
+            self._owners[program_id.owner].programs.move_to_end(program_id.program)
+            return known, []
+        above = None if parent is None else self.get(parent)
+        program = Program(program_id, now, above, last_active=now)
+        self._insert(program_id, program)
+        return program, self._shrink()
+
+    def record(self, program: Program, keys: Sequence[bytes]) -> tuple[tuple[bytes, ...], list[Program]]:
+        """A turn has left ``keys``: those before that nobody has any more, and the programs that had to go."""
+        program_id = program.id
+        if program_id is None:
+            return (), []
+        known = self.get(program_id)
+        if known is None:
+            self._insert(program_id, program)
+        elif known is not program:
+            return (), []
+        owner = self._owners[program_id.owner]
+        owner.programs.move_to_end(program_id.program)
+        left = self._set_keys(owner, program, tuple(keys[: self._max_keys]))
+        return left, self._shrink()
+
+    def forget(self, program: Program) -> tuple[bytes, ...]:
+        """Drop a program; the keys that nobody has any more."""
+        program_id = program.id
+        if program_id is None or self.get(program_id) is not program:
+            return ()
+        owner = self._owners[program_id.owner]
+        del owner.programs[program_id.program]
+        left = self._set_keys(owner, program, ())
         self._num_programs -= 1
         if not owner.programs:
             del self._owners[program_id.owner]
-        return program
+        return left
+
+    def idle_since(self, time: float) -> list[Program]:
+        """Programs that nothing was heard of since ``time``, some of them at least; all if asked again and again."""
+        found = []
+        for owner in self._owners.values():
+            program = next(iter(owner.programs.values()))
+            if program.last_active > time:
+                continue
+            if program.is_idle and not program.num_working:
+                found.append(program)
+            else:
+                owner.programs.move_to_end(next(iter(owner.programs)))
+        return found
+
+    def holders(self, key: bytes) -> Iterable[Program]:
+        """The programs whose latest turn had this block."""
+        return self._holders.get(key, ())
+
+    def num_holders(self, key: bytes) -> int:
+        return len(self._holders.get(key, ()))
 
     def unshared(self, program: Program) -> tuple[bytes, ...]:
         """The last of its keys, from the first that no other known program has."""
-        own = 1 if self.get(program.id) is program else 0
-        return program.keys[bisect_left(program.keys, True, key=lambda key: self._users[key] <= own) :]
+        return program.keys[self._first_unshared(program) :]
+
+    def num_unshared(self, program: Program) -> int:
+        return len(program.keys) - self._first_unshared(program)
 
     def check_integrity(self) -> None:
         """Prove that the counts are those of the entries.
@@ -100,35 +129,62 @@ class ProgramTable:
             AssertionError: naming what does not add up; a bug in Braid.
         """
         programs = [program for owner in self._owners.values() for program in owner.programs.values()]
-        users = Counter(key for program in programs for key in program.keys)
+        holders: dict[bytes, set[Program]] = {}
+        for program in programs:
+            for key in program.keys:
+                holders.setdefault(key, set()).add(program)
         assert len(programs) == self._num_programs <= self._max_programs, "programs are miscounted"
-        assert users.total() == self._num_keys <= self._max_keys, "keys are miscounted"
-        assert users == self._users, "users of keys are miscounted"
+        assert sum(map(len, holders.values())) == self._num_keys <= self._max_keys, "keys are miscounted"
+        assert holders == {key: set(held) for key, held in self._holders.items()}, (
+            "holders of keys are miscounted"
+        )
+        shared = sum(len(held) > 1 for held in holders.values())
+        assert shared == self.num_shared_keys, "shared keys are miscounted"
         for owner in self._owners.values():
             assert owner.num_keys == sum(len(p.keys) for p in owner.programs.values()), (
                 "an owner is miscounted"
             )
 
-    def _set_keys(self, owner: _Owner, program: Program, keys: tuple[bytes, ...]) -> None:
-        """Keys form chains, so two of them are equal up to some place and nowhere after it."""
+    def _insert(self, program_id: ProgramId, program: Program) -> None:
+        owner = self._owners.setdefault(program_id.owner, _Owner())
+        owner.programs[program_id.program] = program
+        self._num_programs += 1
+
+    def _first_unshared(self, program: Program) -> int:
+        own = 1 if program.id is not None and self.get(program.id) is program else 0
+        return bisect_left(program.keys, True, key=lambda key: self.num_holders(key) <= own)
+
+    def _set_keys(self, owner: _Owner, program: Program, keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """What nobody has any more."""
         old = program.keys
-        short = min(len(old), len(keys))
-        same = bisect_left(range(short), True, key=lambda index: old[index] != keys[index])
+        same = num_shared(old, keys)
+        left = []
         for key in old[same:]:
-            self._users[key] -= 1
-            if not self._users[key]:
-                del self._users[key]
+            held = self._holders[key]
+            del held[program]
+            self.num_shared_keys -= len(held) == 1
+            if not held:
+                del self._holders[key]
+                left.append(key)
         for key in keys[same:]:
-            self._users[key] += 1
+            held = self._holders.setdefault(key, {})
+            held[program] = None
+            self.num_shared_keys += len(held) == 2
         program.keys = keys
         owner.num_keys += len(keys) - len(old)
         self._num_keys += len(keys) - len(old)
+        return tuple(left)
 
-    def _shrink(self) -> None:
+    def _shrink(self) -> list[Program]:
+        """The programs that had to go; what they alone had is of no use, and stays until it is evicted."""
+        gone = []
         while self._num_programs > self._max_programs:
-            self._drop(max(self._owners.values(), key=lambda owner: len(owner.programs)))
+            gone.append(self._drop(max(self._owners.values(), key=lambda owner: len(owner.programs))))
         while self._num_keys > self._max_keys:
-            self._drop(max(self._owners.values(), key=lambda owner: owner.num_keys))
+            gone.append(self._drop(max(self._owners.values(), key=lambda owner: owner.num_keys)))
+        return gone
 
-    def _drop(self, owner: _Owner) -> None:
-        self.forget(next(iter(owner.programs.values())).id)
+    def _drop(self, owner: _Owner) -> Program:
+        program = next(iter(owner.programs.values()))
+        self.forget(program)
+        return program

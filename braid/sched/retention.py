@@ -1,101 +1,266 @@
-"""What programs leave in the block pool between turns, and what their clients may do with it."""
+"""What programs leave in the block pool between turns: told to the policy, and done as it says.
+
+Blocks are found by their keys, so what was evicted in the meantime is simply not there, and an id never opens
+anything but its own owner's programs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
-from braid.core.request import Request
+from braid.core.request import FinishReason, Request, Status
+from braid.policy.agents.policy import Fate
+from braid.policy.agents.policy import Retention as RetentionPolicy
+from braid.policy.agents.program import Finish, Program, ProgramId
 from braid.sched.block_pool import BlockPool
+from braid.sched.entry import Entry
+from braid.sched.holds import Holds
 from braid.sched.leases import Leases
 from braid.sched.prefix_cache import match_prefix
-from braid.sched.programs import ProgramId, ProgramTable
+from braid.sched.programs import ProgramTable, num_shared
 
 DEFAULT_LEASE = 300.0
 MAX_LEASE = 3600.0
 """Seconds."""
+IDLE_LIMIT = 3600.0
+"""Seconds without a turn after which a program is over."""
 KEYS_PER_BLOCK = 4
 """The table may know so many keys for each block of the pool; more could not be cached anyway."""
 
+_FINISHES: dict[FinishReason | None, Finish] = {
+    FinishReason.LENGTH: Finish.LENGTH,
+    FinishReason.ABORT: Finish.ABORT,
+}
+
+
+class Room(NamedTuple):
+    """Whether there is enough now, and whose holds had to end."""
+
+    enough: bool
+    ended: Sequence[Program]
+
 
 class Retention:
-    """The programs of one pool and their leases.
+    """The programs of one pool, and what is kept for them."""
 
-    Blocks are found by their keys, so what was evicted in the meantime is simply not there, and an id never opens
-    anything but its own owner's programs.
-    """
-
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, policy: RetentionPolicy, programs: ProgramTable) -> None:
         self._pool = pool
-        self.programs = ProgramTable(KEYS_PER_BLOCK * pool.num_blocks)
+        self._policy = policy
+        self.programs = programs
         self.leases = Leases(pool)
+        self.holds = Holds(pool)
+        self.kept: Counter[str] = Counter()
+        """What became of what was kept: ``handed over``, ``lost`` (to others, before the program came back),
+        ``expired``, ``pressure`` (a hold that had to end), ``superseded``, ``final``."""
         self._leaving: dict[str, list[tuple[bytes, ...]]] = {}
         """Keys to be demoted once the step in flight on a lane, which still holds their blocks, is over."""
+
+    # -- the course of a turn ------------------------------------------------------------------------------
+
+    def arrive(self, request: Request, now: float) -> Program:
+        """A request comes to wait."""
+        ref = request.program
+        if ref is None:
+            program = Program(None, request.arrival_time, last_active=now)
+        else:
+            parent = None if ref.parent is None else ProgramId(ref.owner, ref.parent)
+            program, gone = self.programs.meet(
+                ProgramId(ref.owner, ref.program), parent, request.arrival_time
+            )
+            self._left(gone, now)
+        if program.num_turns and program.is_idle:
+            self._policy.arrived(program, max(0.0, request.arrival_time - program.last_active), now)
+        program.num_waiting += 1
+        self._touch(program, now)
+        if request.intent is not None:
+            program.intent = request.intent
+        if program.parent is not None:
+            program.parent.num_working += 1
+        return program
+
+    def reusable(self, program: Program, keys: Sequence[bytes]) -> int:
+        """How many of a prompt's first blocks the program's last turn had, or its parent's."""
+        parents = () if program.parent is None else (program.parent,)
+        return max(num_shared(keys, known.keys) for known in (program, *parents))
+
+    def start(self, entry: Entry, num_found: int, now: float) -> None:
+        """A turn has its blocks, ``num_found`` of them with content: what was held for it is handed over."""
+        program, request = entry.program, entry.request
+        program.num_waiting -= 1
+        program.num_running += 1
+        self.holds.end(program)
+        if not program.num_turns or request.first_scheduled_time is not None:
+            return
+        found = min(1.0, num_found / entry.reusable) if entry.reusable else 1.0
+        self.kept["handed over" if found >= 0.5 else "lost"] += 1
+        self._policy.started(program, now - request.arrival_time, found, now)
+
+    def preempt(self, entry: Entry, keys: Sequence[bytes]) -> None:
+        """A turn gives its blocks up, those with ``keys`` full of content, and waits again."""
+        program = entry.program
+        program.num_running -= 1
+        program.num_waiting += 1
+        if num_shared(keys, program.keys) < len(keys):
+            self.programs.record(program, keys)
+
+    def end_turn(self, entry: Entry, keys: Sequence[bytes] | None, now: float) -> tuple[bytes, ...]:
+        """A turn has ended and is about to give its blocks back; those with the keys returned are to go first then.
+
+        Args:
+            keys: of its full blocks; None where it left nothing of use.
+        """
+        program, request = entry.program, entry.request
+        if request.status is Status.RUNNING:
+            program.num_running -= 1
+        else:
+            program.num_waiting -= 1
+        if program.parent is not None:
+            program.parent.num_working -= 1
+        self._touch(program, now)
+        if not program.num_waiting and self.holds.is_over(program, now):
+            self._end_hold(program, "expired")
+        if program.id is None or keys is None:
+            return ()
+        begun = request.first_scheduled_time
+        program.num_turns += 1
+        program.num_tokens = request.num_tokens
+        program.service += 0.0 if begun is None else now - begun
+        program.finish = _FINISHES.get(request.finish_reason, Finish.UNKNOWN)
+        program.tool = None if request.intent is None else request.intent.tool
+        doomed = self._record(program, keys, now)
+        if request.program is not None and request.program.final:
+            return doomed + self._close(program, now)
+        if request.intent is not None and request.intent.lease_s is not None:
+            self._pin(program, request.intent.lease_s, now)
+        return doomed + self._keep(program, now)
+
+    def discard(self, keys: Sequence[bytes], lane: str | None) -> None:
+        """The blocks of these keys are the first to go, once the step in flight on ``lane`` has let go of them."""
+        self._pool.demote([block for key in keys if (block := self._pool.find(key)) is not None])
+        if lane is not None and keys:
+            self._leaving.setdefault(lane, []).append(tuple(keys))
+
+    def settle(self, lane: str) -> None:
+        """The step in flight on ``lane`` is over, and what waited for it was released."""
+        for keys in self._leaving.pop(lane, ()):
+            self.discard(keys, None)
+
+    # -- what is said in between, and the time -------------------------------------------------------------
+
+    def told(self, ref: ProgramRef, finish: Finish, tool: str | None, now: float) -> None:
+        """How a program's latest turn has ended, by who has read its answer."""
+        program = self.programs.get(ProgramId(ref.owner, ref.program))
+        if program is None or not program.is_idle or program.finish is not Finish.UNKNOWN:
+            return
+        program.finish, program.tool = finish, tool or program.tool
+        self.discard(self._keep(program, now), None)
 
     def act(self, verb: ProgramVerb, ref: ProgramRef, seconds: float | None, now: float) -> Outcome:
         """Do what a client asks for between two turns."""
         if verb is ProgramVerb.PREFETCH:
             return Outcome(verb.value, Applied.IGNORED, "unsupported")
-        program_id = ProgramId(ref.owner, ref.program)
-        if self.programs.get(program_id) is None:
+        program = self.programs.get(ProgramId(ref.owner, ref.program))
+        if program is None:
             return Outcome(verb.value, Applied.IGNORED, "unknown_program")
         if verb is ProgramVerb.PIN:
-            return self._pin(program_id, DEFAULT_LEASE if seconds is None else seconds, now)
-        self._demote(program_id, forget=verb is ProgramVerb.CLOSE)
+            return self._pin(program, DEFAULT_LEASE if seconds is None else seconds, now)
+        if verb is ProgramVerb.CLOSE:
+            self.discard(self._close(program, now), None)
+        else:
+            self._end_lease(program)
+            self.discard(self.programs.unshared(program), None)
         return Outcome(verb.value, Applied.APPLIED)
 
-    def end_turn(self, request: Request, keys: Sequence[bytes] | None, lane: str | None, now: float) -> None:
-        """A request has ended and given its blocks back.
+    def tick(self, now: float) -> None:
+        """End what has had its time."""
+        self.leases.expire(now)
+        self.kept["expired"] += len(self.holds.expire(now))
+        for program in self.programs.idle_since(now - IDLE_LIMIT):
+            self.discard(self._close(program, now), None)
 
-        Args:
-            keys: of its full blocks; None where it left nothing of use.
-            lane: whose step in flight still holds its blocks.
-        """
-        ref, intent = request.program, request.intent
-        if ref is None:
-            return
-        program_id = ProgramId(ref.owner, ref.program)
-        if keys is not None:
-            self.programs.record(program_id, keys, request.num_tokens, now)
-        if ref.final:
-            self._demote(program_id, forget=True, lane=lane)
-        elif keys is not None and intent is not None and intent.lease_s is not None:
-            self._pin(program_id, intent.lease_s, now)
+    def next_deadline(self) -> float | None:
+        """When to ``tick`` although nothing else happens."""
+        ends = [end for end in (self.leases.next_end, self.holds.next_end) if end is not None]
+        return min(ends, default=None)
 
-    def settle(self, lane: str) -> None:
-        """The step in flight on ``lane`` is over, and what waited for it was released."""
-        for keys in self._leaving.pop(lane, ()):
-            self._demote_keys(keys)
+    def make_room(self, count: int, *, alone: bool) -> Room:
+        """Revoke leases until ``count`` blocks are free; and end holds too if nothing else runs that could free any."""
+        ended: list[Program] = []
+        if alone and count > self._pool.num_free + self._pool.num_revocable:
+            ended = self.holds.make_room(count - self._pool.num_revocable)
+            self.kept["pressure"] += len(ended)
+        return Room(self.leases.make_room(count), ended)
 
     def check_integrity(self) -> None:
-        """See ``ProgramTable`` and ``Leases``."""
+        """See ``ProgramTable``, ``Leases`` and ``Holds``."""
         self.programs.check_integrity()
         self.leases.check_integrity()
+        self.holds.check_integrity()
 
-    def _pin(self, program_id: ProgramId, seconds: float, now: float) -> Outcome:
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _touch(self, program: Program, now: float) -> None:
+        program.last_active = now
+        if program.parent is not None:
+            program.parent.last_active = now
+
+    def _record(self, program: Program, keys: Sequence[bytes], now: float) -> tuple[bytes, ...]:
+        """Remember what a turn has left; what its program had before, and nobody has now."""
+        left, gone = self.programs.record(program, keys)
+        self._left(gone, now)
+        if left:
+            self.kept["superseded"] += 1
+        return left
+
+    def _keep(self, program: Program, now: float) -> tuple[bytes, ...]:
+        """Ask the policy what becomes of an idle program's blocks, and do it; those that are to go first."""
+        if not program.is_idle:
+            return ()
+        keep = self._policy.ended(program, now)
+        if keep.hold_s > 0:
+            blocks = match_prefix(self._pool, program.keys, len(program.keys))
+            self.holds.grant(program, blocks, now + keep.hold_s)
+        else:
+            self.holds.end(program)
+        if keep.fate is Fate.REST:
+            return ()
+        return self.programs.unshared(program)
+
+    def _close(self, program: Program, now: float) -> tuple[bytes, ...]:
+        """A program is over; the keys that were its own."""
+        if self._end_hold(program, "final") or program.keys:
+            self._policy.left(program, now)
+        self._end_lease(program)
+        return self.programs.forget(program)
+
+    def _left(self, programs: Iterable[Program], now: float) -> None:
+        """These are not known any more."""
+        for program in programs:
+            self._end_hold(program, "final")
+            self._end_lease(program)
+            self._policy.left(program, now)
+
+    def _end_hold(self, program: Program, why: str) -> bool:
+        ended = self.holds.end(program)
+        self.kept[why] += ended
+        return ended
+
+    def _end_lease(self, program: Program) -> None:
+        if program.id is not None:
+            self.leases.end(program.id)
+
+    def _pin(self, program: Program, seconds: float, now: float) -> Outcome:
         wish = ProgramVerb.PIN.value
-        program = self.programs.get(program_id)
-        if program is None or not seconds > 0:
-            return Outcome(wish, Applied.IGNORED, "unknown_program" if program is None else "unsupported")
+        if program.id is None or not seconds > 0:
+            return Outcome(wish, Applied.IGNORED, "unsupported")
         blocks = match_prefix(self._pool, program.keys, len(program.keys))
-        kept = self.leases.grant(program_id, blocks, now + min(seconds, MAX_LEASE))
+        kept = self.leases.grant(program.id, blocks, now + min(seconds, MAX_LEASE))
         if kept < len(blocks) or seconds > MAX_LEASE:
             self.leases.num_clipped += 1
             return Outcome(wish, Applied.CLIPPED, "quota")
         if not kept:
             return Outcome(wish, Applied.IGNORED, "pressure")
         return Outcome(wish, Applied.APPLIED)
-
-    def _demote(self, program_id: ProgramId, *, forget: bool, lane: str | None = None) -> None:
-        """Evict first what this program alone left; nothing that another known program would miss."""
-        self.leases.end(program_id)
-        program = self.programs.forget(program_id) if forget else self.programs.get(program_id)
-        if program is None:
-            return
-        keys = self.programs.unshared(program)
-        self._demote_keys(keys)
-        if lane is not None:
-            self._leaving.setdefault(lane, []).append(keys)
-
-    def _demote_keys(self, keys: Sequence[bytes]) -> None:
-        self._pool.demote([block for key in keys if (block := self._pool.find(key)) is not None])

@@ -30,13 +30,15 @@ from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, Request, Status
 from braid.core.step import SampledToken, StepPlan, StepResult, Work
 from braid.policy.admission import PoolLoad
+from braid.policy.agents.program import Finish
 from braid.sched.block_pool import BlockPool
 from braid.sched.config import MIXED, Policies, SchedulerConfig
 from braid.sched.entry import Entry, ending
 from braid.sched.prefix_cache import extend_keys, match_prefix, root_key
+from braid.sched.programs import ProgramTable
 from braid.sched.prompt_answer import answer_for
 from braid.sched.queue import WaitingQueue, by_order
-from braid.sched.retention import Retention
+from braid.sched.retention import KEYS_PER_BLOCK, Retention
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
 
@@ -87,19 +89,19 @@ class Scheduler:
     ) -> None:
         self.config = config
         policies = policies or Policies()
-        self._order = policies.order
+        agents = policies.agents
+        self._order, self._gate, self._victim = agents.order, agents.gate, agents.victim
         self._partition = policies.partition
-        self._victim = policies.victim
         self._admission = policies.admission_for(config)
         self._pool = BlockPool(config.num_blocks)
         faults = faults or Faults()
         self._allocate_first = faults.around("blocks", self._pool.allocate, "start")
         self._allocate_more = faults.around("blocks", self._pool.allocate, "grow")
         self._failures: list[Delta] = []
-        self._retention = Retention(self._pool)
-        self._leases = self._retention.leases
+        programs = ProgramTable(KEYS_PER_BLOCK * config.num_blocks)
+        self._retention = Retention(self._pool, agents.retention, programs)
         self._entries: dict[str, Entry] = {}
-        self._waiting = WaitingQueue()
+        self._waiting = WaitingQueue(agents.order, self._pool)
         self._running: list[Entry] = []
         self._flights: dict[str, Flight] = {}
         self._now = float("-inf")
@@ -125,11 +127,23 @@ class Scheduler:
         room = self.config.max_model_len - request.num_prompt_tokens
         asked = request.params.max_tokens
         request.max_tokens = room if asked is None else min(asked, room)
-        entry = Entry(request, self._order.key(request, self._num_added), root_key(request.cache_salt))
+        program = self._retention.arrive(request, now)
+        entry = Entry(request, program, self._num_added, root_key(request.cache_salt))
         entry.answer = answer_for(request)
+        entry.order = self._order.key(entry)
         self._num_added += 1
         self._entries[request.request_id] = entry
+        self._look_back(entry)
         self._waiting.add(entry)
+
+    def _look_back(self, entry: Entry) -> None:
+        """What it may reuse of the turn before, and whether that is held for it."""
+        program = entry.program
+        entry.is_held = program in self._retention.holds
+        known = max(len(program.keys), 0 if program.parent is None else len(program.parent.keys))
+        if known and entry.answer is None:
+            self._extend_keys(entry, min(known, entry.num_usable(self.config.block_size)))
+            entry.reusable = self._retention.reusable(program, entry.keys)
 
     def _check_prompt(self, request: Request) -> None:
         if request.request_id in self._entries:
@@ -164,17 +178,22 @@ class Scheduler:
         self._pool.now = now
         return self._retention.act(verb, ref, seconds, now)
 
+    def told(self, ref: ProgramRef, finish: Finish, tool: str | None, now: float) -> None:
+        """How a program's latest turn has ended, by who has read its answer."""
+        self._pool.now = now
+        self._retention.told(ref, finish, tool, now)
+
     # -- the three calls of a step, and the timers ---------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Take note of the time before planning: leases end. Time never runs backwards."""
+        """Take note of the time before planning: leases and holds end. Time never runs backwards."""
         assert now >= self._now, f"time ran backwards from {self._now} to {now}"
         self._now = self._pool.now = now
-        self._leases.expire(now)
+        self._retention.tick(now)
 
     def next_deadline(self) -> float | None:
-        """When to ``tick`` although nothing else happens: the next end of a lease, if there are any."""
-        return self._leases.next_end
+        """When to ``tick`` although nothing else happens: the next end of a lease or hold, if there are any."""
+        return self._retention.next_deadline()
 
     def schedule(self, lane: str, now: float) -> StepPlan | None:
         """The next step of an idle lane, or None if there is nothing to do for it.
@@ -257,7 +276,7 @@ class Scheduler:
             request = entry.request
             if len(request.token_ids) <= len(request.block_ids) * block_size:
                 continue
-            while request.status is Status.RUNNING and not self._leases.make_room(1):
+            while request.status is Status.RUNNING and not self._make_room(1):
                 preempted.append(self._preempt(self._choose_victim()))
             if request.status is Status.RUNNING:
                 try:
@@ -267,11 +286,18 @@ class Scheduler:
         return tuple(preempted)
 
     def _choose_victim(self) -> Entry:
-        victim = self._victim.choose([entry.request for entry in self._running if entry.lane is None])
-        return self._entries[victim.request_id]
+        return self._victim.choose([entry for entry in self._running if entry.lane is None])
+
+    def _make_room(self, count: int) -> bool:
+        """See ``Retention.make_room``; one that runs alone, or nobody, is in nobody's way."""
+        freed = self._retention.make_room(count, alone=len(self._running) <= 1)
+        for program in freed.ended:
+            self._waiting.end_hold(program)
+        return freed.enough
 
     def _preempt(self, entry: Entry) -> str:
         victim = entry.request
+        self._retention.preempt(entry, self._computed_keys(entry))
         self._leave_running(entry)
         victim.status = Status.PREEMPTED
         victim.num_computed_tokens = 0
@@ -292,41 +318,57 @@ class Scheduler:
         return granted
 
     def _admit(self, left: int, grants: list[tuple[Entry, int]], now: float) -> None:
-        """Start waiting requests, in order, until one does not fit."""
-        while left > 0 and self._waiting and self._admission.has_seat(len(self._running)):
-            entry = self._waiting.first
-            cached = self._match(entry)
-            if self._park_first(len(cached)):
-                continue
-            try:
-                if not self._start(entry, cached, now):
-                    break
-            except MemoryError:
-                self._failures.append(self._fail(entry, _NO_MEMORY, now, can_retry=True))
-                continue
+        """Start waiting requests until there is no budget, no seat, or nobody who may start."""
+        while left > 0 and self._admission.has_seat(len(self._running)):
+            entry = self._start_next(now)
+            if entry is None:
+                break
             count = min(left, entry.num_remaining)
             grants.append((entry, count))
             left -= count
+
+    def _start_next(self, now: float) -> Entry | None:
+        """Start whoever is next; None if nobody may, or the one that may does not fit."""
+        while self._waiting:
+            for entry in self._waiting.next(now):
+                cached = self._match(entry)
+                if self._park(entry, len(cached)):
+                    break
+                if not self._may_enter(entry, len(cached), now):
+                    continue
+                try:
+                    return entry if self._start(entry, cached, now) else None
+                except MemoryError:
+                    self._failures.append(self._fail(entry, _NO_MEMORY, now, can_retry=True))
+                    break
+            else:
+                return None
+        return None
+
+    def _may_enter(self, entry: Entry, num_cached_blocks: int, now: float) -> bool:
+        if self._gate.is_open or not self._running:
+            return True
+        raise NotImplementedError
 
     def _match(self, entry: Entry) -> list[int]:
         """READY blocks of the request's known prefix; its last token is never among them."""
         if entry.answer is not None:
             return []
-        token_ids = entry.request.token_ids
-        usable = (len(token_ids) - 1) // self.config.block_size
-        extend_keys(entry.keys, entry.root, token_ids, self.config.block_size, usable)
+        usable = entry.num_usable(self.config.block_size)
+        self._extend_keys(entry, usable)
         return match_prefix(self._pool, entry.keys, usable)
 
-    def _park_first(self, num_cached_blocks: int) -> bool:
-        """Let the head of the queue wait if an earlier request is filling the block that it needs next."""
-        entry = self._waiting.first
-        usable = (entry.request.num_tokens - 1) // self.config.block_size
-        if num_cached_blocks >= usable or entry.answer is not None:
+    def _extend_keys(self, entry: Entry, count: int) -> None:
+        extend_keys(entry.keys, entry.root, entry.request.token_ids, self.config.block_size, count)
+
+    def _park(self, entry: Entry, num_cached_blocks: int) -> bool:
+        """Let a head of the queue wait if an earlier request is filling the block that it needs next."""
+        if num_cached_blocks >= entry.num_usable(self.config.block_size) or entry.answer is not None:
             return False
-        return self._waiting.park_first(entry.keys[num_cached_blocks])
+        return self._waiting.park(entry, entry.keys[num_cached_blocks])
 
     def _start(self, entry: Entry, cached: list[int], now: float) -> bool:
-        """Move the head of the queue to running, with blocks for all it has; False if it does not fit.
+        """Move a request from the queue to running, with blocks for all it has; False if it does not fit.
 
         Raises:
             MemoryError: with everything as it was.
@@ -335,21 +377,26 @@ class Scheduler:
         block_size = self.config.block_size
         fresh = -(-len(request.token_ids) // block_size) - len(cached)
         needed = fresh + self._pool.count_unused(cached)
+        if not self._running:
+            self._make_room(needed)
+            needed = fresh + self._pool.count_unused(cached)
         num_free = self._pool.num_free + self._pool.num_revocable
         load = PoolLoad(needed, num_free, self.config.num_blocks, len(self._running))
         if needed > num_free or not self._admission.admits(load):
             return False
         self._pool.acquire(cached)
-        self._leases.make_room(fresh)
+        self._make_room(fresh)
         try:
             request.block_ids = cached + self._allocate_first(fresh)
         except MemoryError:
             self._pool.release(cached)
             raise
-        self._waiting.pop_first()
+        self._waiting.remove(entry)
         entry.num_shared_blocks = len(cached)
         request.num_computed_tokens = len(cached) * block_size
         self._announce(entry, len(cached))
+        self._retention.start(entry, len(cached), now)
+        self._order.started(entry, now)
         self._count_start(entry, now)
         request.status = Status.RUNNING
         insort(self._running, entry, key=by_order)
@@ -357,7 +404,7 @@ class Scheduler:
 
     def _announce(self, entry: Entry, first: int) -> None:
         count = len(entry.request.token_ids) // self.config.block_size
-        extend_keys(entry.keys, entry.root, entry.request.token_ids, self.config.block_size, count)
+        self._extend_keys(entry, count)
         entry.announced = entry.keys[first:count]
         self._waiting.announce(entry, entry.announced)
 
@@ -408,7 +455,7 @@ class Scheduler:
         request.num_computed_tokens = end
         if first == last:
             return
-        extend_keys(entry.keys, entry.root, request.token_ids, block_size, last)
+        self._extend_keys(entry, last)
         for index in range(first, last):
             key = entry.keys[index]
             self._pool.publish(request.block_ids[index], key)
@@ -477,18 +524,22 @@ class Scheduler:
     ) -> None:
         request = entry.request
         lane = entry.lane
-        keys = None
-        if request.status is Status.RUNNING:
-            if request.program is not None and reason is not FinishReason.ERROR:
-                keys = entry.keys[: request.num_computed_tokens // self.config.block_size]
+        request.finish_reason, request.stop_reason, request.error = reason, stop_reason, error
+        request.finish_time = now
+        is_running = request.status is Status.RUNNING
+        left_any = is_running and reason is not FinishReason.ERROR
+        doomed = self._retention.end_turn(entry, self._computed_keys(entry) if left_any else None, now)
+        if is_running:
             self._leave_running(entry)
         else:
             self._waiting.remove(entry)
+        self._retention.discard(doomed, lane)
         del self._entries[request.request_id]
         request.status = Status.FINISHED
-        request.finish_reason, request.stop_reason, request.error = reason, stop_reason, error
-        request.finish_time = now
-        self._retention.end_turn(request, keys, lane, now)
+
+    def _computed_keys(self, entry: Entry) -> list[bytes]:
+        """Of its blocks that are full of content."""
+        return entry.keys[: entry.request.num_computed_tokens // self.config.block_size]
 
     def _leave_running(self, entry: Entry) -> None:
         """Give the seat and the blocks back; the list that a step in flight holds is left as it is."""
@@ -515,6 +566,7 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         times = self._pool.times()
+        leases = self._retention.leases
         return SchedulerStats(
             num_running=len(self._running),
             num_waiting=self._num_waiting,
@@ -528,11 +580,11 @@ class Scheduler:
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             num_programs=len(self._retention.programs),
-            num_leases=len(self._leases),
+            num_leases=len(leases),
             num_leased_blocks=self._pool.num_leased,
-            leases_granted=self._leases.num_granted,
-            leases_clipped=self._leases.num_clipped,
-            leases_revoked=self._leases.num_revoked,
+            leases_granted=leases.num_granted,
+            leases_clipped=leases.num_clipped,
+            leases_revoked=leases.num_revoked,
             block_lifetime=times.lifetime,
             block_idle_before_evict=times.idle_before_evict,
             block_reuse_gap=times.reuse_gap,
@@ -544,8 +596,10 @@ class Scheduler:
         Raises:
             AssertionError: naming what does not add up; a bug in Braid.
         """
-        leased = [lease.blocks for lease in self._leases]
-        self._pool.check_integrity([entry.request.block_ids for entry in self._running], leased)
+        leased = [lease.blocks for lease in self._retention.leases]
+        tables = [entry.request.block_ids for entry in self._running]
+        tables += [hold.blocks for hold in self._retention.holds]
+        self._pool.check_integrity(tables, leased)
         self._retention.check_integrity()
         self._waiting.check_integrity()
         places = [*self._waiting, *self._running]

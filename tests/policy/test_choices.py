@@ -1,31 +1,11 @@
-"""The small policies: order, admission, partition, victim."""
+"""The small policies: admission, and how a step is shared."""
 
 from __future__ import annotations
 
 import pytest
 
-from braid.core.request import Request
-from braid.core.sampling import SamplingParams
 from braid.policy.admission import PoolLoad, WatermarkAdmission
-from braid.policy.order import FirstCome
 from braid.policy.partition import DecodeFirst
-from braid.policy.victim import LastInOrder
-
-
-def request(name: str, arrival: float = 0.0, priority: int = 0) -> Request:
-    return Request(
-        request_id=name,
-        prompt_token_ids=(1,),
-        params=SamplingParams(),
-        arrival_time=arrival,
-        priority=priority,
-    )
-
-
-def test_first_come_by_priority_arrival_and_sequence() -> None:
-    requests = [request("d", 2.0), request("b", 1.0), request("c", 1.0), request("a", 9.0, priority=-1)]
-    keyed = sorted((FirstCome().key(r, i), r.request_id) for i, r in enumerate(requests))
-    assert [name for _, name in keyed] == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(
@@ -52,8 +32,3 @@ def test_seats() -> None:
 )
 def test_decodes_take_first(budget: int, decodes: int, share: tuple[int, int]) -> None:
     assert DecodeFirst().share(budget, decodes) == share
-
-
-def test_the_last_is_the_victim() -> None:
-    candidates = [request("a"), request("b")]
-    assert LastInOrder().choose(candidates).request_id == "b"

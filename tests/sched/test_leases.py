@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from braid.policy.agents.program import ProgramId
 from braid.sched.block_pool import BlockPool
 from braid.sched.leases import Leases
-from braid.sched.programs import ProgramId
 
 
 def cached(pool: BlockPool, count: int, name: str) -> list[int]:

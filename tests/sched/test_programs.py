@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from braid.sched.programs import ProgramId, ProgramTable
+from braid.policy.agents.program import Program, ProgramId
+from braid.sched.programs import ProgramTable, num_shared
 
 
 def chain(*names: str) -> list[bytes]:
@@ -16,53 +17,59 @@ def a(program: str) -> ProgramId:
     return ProgramId("a", program)
 
 
+def record(
+    table: ProgramTable, program_id: ProgramId, keys: list[bytes], now: float = 0.0
+) -> tuple[bytes, ...]:
+    """A turn comes and leaves ``keys``; those that nobody has any more."""
+    program, _ = table.meet(program_id, None, now)
+    return table.record(program, keys)[0]
+
+
+def known(table: ProgramTable, program_id: ProgramId) -> Program:
+    program = table.get(program_id)
+    assert program is not None
+    return program
+
+
 def test_the_latest_turn_is_remembered() -> None:
     table = ProgramTable(100)
-    table.record(a("p"), chain("1", "2"), 33, 1.0)
-    table.record(a("p"), chain("1", "2", "3"), 49, 2.0)
-    program = table.get(a("p"))
-    assert program is not None
-    assert (program.keys, program.num_turns, program.num_tokens, program.last_time) == (
-        (b"1", b"2", b"3"),
-        2,
-        49,
-        2.0,
-    )
+    record(table, a("p"), chain("1", "2"), 1.0)
+    record(table, a("p"), chain("1", "2", "3"), 2.0)
+    program = known(table, a("p"))
+    assert (program.keys, program.first_arrival) == ((b"1", b"2", b"3"), 1.0)
     assert table.get(ProgramId("b", "p")) is None
     table.check_integrity()
 
 
 def test_what_programs_share_is_nobodys_own() -> None:
     table = ProgramTable(100)
-    table.record(a("p"), chain("1", "2", "3"), 48, 0.0)
-    table.record(a("q"), chain("1", "2", "4"), 48, 0.0)
-    p, q = table.get(a("p")), table.get(a("q"))
-    assert p is not None
-    assert q is not None
+    record(table, a("p"), chain("1", "2", "3"), 0.0)
+    record(table, a("q"), chain("1", "2", "4"), 0.0)
+    p, q = known(table, a("p")), known(table, a("q"))
+    assert table.num_shared_keys == 2
     assert table.unshared(p) == (b"3",)
-    assert table.forget(a("q")) is q
     assert table.unshared(q) == (b"4",)
+    assert table.forget(q) == (b"4",)
     assert table.unshared(p) == (b"1", b"2", b"3")
-    assert table.forget(a("q")) is None
+    assert table.forget(q) == ()
     table.check_integrity()
 
 
 def test_a_turn_that_diverges_replaces_the_old_end() -> None:
     table = ProgramTable(100)
-    table.record(a("p"), chain("1", "2", "3"), 48, 0.0)
-    table.record(a("q"), chain("1", "2", "3"), 48, 0.0)
-    table.record(a("p"), chain("1", "5"), 32, 1.0)
-    q = table.get(a("q"))
-    assert q is not None
-    assert table.unshared(q) == (b"2", b"3")
+    record(table, a("p"), chain("1", "2", "3"), 0.0)
+    record(table, a("q"), chain("1", "2", "3"), 0.0)
+    assert record(table, a("p"), chain("1", "5"), 1.0) == ()
+    assert table.unshared(known(table, a("q"))) == (b"2", b"3")
+    assert record(table, a("q"), chain("6"), 2.0) == (b"2", b"3")
     table.check_integrity()
 
 
 def test_the_owner_of_most_programs_loses_its_oldest() -> None:
     table = ProgramTable(100, max_programs=3)
-    table.record(ProgramId("b", "quiet"), chain("1"), 16, 0.0)
+    record(table, ProgramId("b", "quiet"), chain("1"), 0.0)
     for index in range(5):
-        table.record(a(str(index)), chain(f"a{index}"), 16, 1.0)
+        record(table, a(str(index)), chain(f"a{index}"), 1.0)
     assert len(table) == 3
     assert table.get(ProgramId("b", "quiet")) is not None
     assert [table.get(a(str(index))) is not None for index in range(5)] == [False, False, False, True, True]
@@ -70,9 +77,9 @@ def test_the_owner_of_most_programs_loses_its_oldest() -> None:
 
 def test_the_owner_of_most_keys_makes_room() -> None:
     table = ProgramTable(6)
-    table.record(ProgramId("b", "quiet"), chain("1"), 16, 0.0)
-    table.record(a("long"), chain("2", "3", "4", "5"), 64, 0.0)
-    table.record(a("next"), chain("6", "7"), 32, 0.0)
+    record(table, ProgramId("b", "quiet"), chain("1"), 0.0)
+    record(table, a("long"), chain("2", "3", "4", "5"), 0.0)
+    record(table, a("next"), chain("6", "7"), 0.0)
     assert table.get(ProgramId("b", "quiet")) is not None
     assert table.get(a("long")) is None
     table.check_integrity()
@@ -96,8 +103,41 @@ def test_counts_are_those_of_the_entries(turns: list[tuple[str, str, list[str], 
     for owner, name, tokens, forget in turns:
         program_id = ProgramId(owner, name)
         keys = ["".join(tokens[: index + 1]).encode() for index in range(len(tokens))]
-        table.record(program_id, keys, len(tokens), 0.0)
+        record(table, program_id, keys)
         table.check_integrity()
-        if forget:
-            table.forget(program_id)
+        if forget and (program := table.get(program_id)) is not None:
+            table.forget(program)
             table.check_integrity()
+
+
+@given(st.text("xy", max_size=8), st.text("xy", max_size=8))
+def test_how_far_two_chains_agree(one: str, other: str) -> None:
+    chains = [[text[: index + 1].encode() for index in range(len(text))] for text in (one, other)]
+    agreed = num_shared(*chains)
+    assert chains[0][:agreed] == chains[1][:agreed]
+    assert agreed == min(map(len, chains)) or chains[0][agreed] != chains[1][agreed]
+
+
+def test_a_parent_counts_if_it_was_here_before() -> None:
+    table = ProgramTable(100)
+    child, _ = table.meet(a("c"), a("p"), 1.0)
+    parent, _ = table.meet(a("p"), a("c"), 2.0)
+    later, _ = table.meet(a("d"), a("p"), 3.0)
+    assert child.parent is None
+    assert parent.parent is child
+    assert later.parent is parent
+    assert later.seniority == 1.0
+
+
+def test_idle_programs_are_found_at_last() -> None:
+    table = ProgramTable(100)
+    for index in range(4):
+        table.meet(a(str(index)), None, float(index))
+    known(table, a("0")).num_running = 1
+    found = set()
+    for _ in range(8):
+        found |= {program.id for program in table.idle_since(2.0)}
+        for program_id in found:
+            if program_id is not None and (program := table.get(program_id)) is not None:
+                table.forget(program)
+    assert found == {a("1"), a("2")}

@@ -192,7 +192,7 @@ def test_a_decode_revokes_the_lease_that_ends_first_before_anybody_is_preempted(
     crank.add("b", 19, max_tokens=9)
     while crank.scheduler.stats().leases_revoked == 0:
         crank.step()
-    assert [lease.holder.program for lease in crank.scheduler._leases] == ["p"]
+    assert [lease.holder.program for lease in crank.scheduler._retention.leases] == ["p"]
     crank.run()
     assert crank.scheduler.stats().num_preemptions == 0
 
