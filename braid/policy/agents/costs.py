@@ -5,7 +5,10 @@ Both are learnt while serving, from the steps and transfers that happen anyway; 
 
 from __future__ import annotations
 
-from typing import Protocol
+from math import inf
+from typing import NamedTuple, Protocol
+
+from braid.policy.agents.least_squares import LeastSquares
 
 
 class Costs(Protocol):
@@ -25,3 +28,53 @@ class Costs(Protocol):
         ...
 
     def observe_reload(self, num_blocks: int, seconds: float) -> None: ...
+
+
+class CostPrior(NamedTuple):
+    """What is assumed before anything was measured: seconds per step, per prompt token, per pair of a token and one
+    that it attends to, per decode; per transfer and per block of it. About an 8B model on a large GPU."""
+
+    step_s: float = 5e-3
+    token_s: float = 1e-4
+    pair_s: float = 3e-9
+    decode_s: float = 1e-4
+    transfer_s: float = 1e-3
+    block_s: float = 1e-4
+
+
+class LearntCosts:
+    """``Costs`` from steps and transfers as they happen.
+
+    A step takes c + a x tokens + b x attended pairs + d x decodes. A prefill is charged c once: in chunks among other
+    work most of that would be paid anyway.
+
+    Args:
+        has_lower: whether there is a tier below the device.
+    """
+
+    def __init__(self, prior: CostPrior | None = None, *, has_lower: bool = False) -> None:
+        prior = prior or CostPrior()
+        self._has_lower = has_lower
+        self.steps = LeastSquares((prior.step_s, prior.token_s, prior.pair_s, prior.decode_s))
+        self.reloads = LeastSquares((prior.transfer_s, prior.block_s))
+
+    def prefill_s(self, num_tokens: int, start: int = 0) -> float:
+        if num_tokens <= 0:
+            return 0.0
+        return self.steps.predict((1.0, num_tokens, attended_pairs(num_tokens, start), 0.0))
+
+    def reload_s(self, num_blocks: int) -> float:
+        if not self._has_lower:
+            return inf
+        return self.reloads.predict((1.0, num_blocks)) if num_blocks > 0 else 0.0
+
+    def observe_step(self, num_tokens: int, attended: float, num_decodes: int, seconds: float) -> None:
+        self.steps.add((1.0, num_tokens, attended, num_decodes), seconds)
+
+    def observe_reload(self, num_blocks: int, seconds: float) -> None:
+        self.reloads.add((1.0, num_blocks), seconds)
+
+
+def attended_pairs(num_tokens: int, start: int) -> float:
+    """Of ``num_tokens`` tokens on top of ``start``: each attends to itself and to all before it."""
+    return num_tokens * start + num_tokens * (num_tokens + 1) / 2

@@ -2,7 +2,8 @@
 
 Each level shrinks to the one above it: a Dirichlet prior of so many samples' weight, so one gap of a program says a
 little and thirty say nearly all. Bins are even in the logarithm, since gaps spread over five decades. From the
-histogram and the time that a program has been idle follows its index, by which blocks are ranked.
+histogram and the time that a program has been idle follows its index, by which blocks are ranked. Programs that are
+given up count too, as gaps without an end: where most never come back, none is expected for long.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ EDGES: tuple[float, ...] = (
 )
 """Bin i is [EDGES[i], EDGES[i + 1]); gaps above the last edge count into the last bin."""
 NUM_BINS = len(EDGES) - 1
+NEVER = NUM_BINS
+"""The bin behind the last: programs that did not come back."""
 HALF_LIFE = 256
 """Samples after which an old one weighs half: habits change."""
 MAX_KEYS = 4096
@@ -32,8 +35,10 @@ def bin_of(seconds: float) -> int:
 
 
 def _prior() -> tuple[float, ...]:
-    """What is assumed before anything was seen: any decade from 10 ms to a day is as likely."""
-    return tuple(1 / NUM_BINS for _ in range(NUM_BINS))
+    """What is assumed before anything was seen: any decade from 10 ms to a day is as likely, and never is as likely as
+    any bin. The index that follows is about 1 / idle time, and so each program is kept for a time in proportion to what
+    it costs to rebuild: the rule of who rents skis."""
+    return tuple(1 / (NUM_BINS + 1) for _ in range(NUM_BINS + 1))
 
 
 PRIOR = _prior()
@@ -45,15 +50,19 @@ class GapHistogram:
     __slots__ = ("_counts", "_scale", "_total", "num")
 
     def __init__(self) -> None:
-        self._counts = [0.0] * NUM_BINS
+        self._counts = [0.0] * (NUM_BINS + 1)
         self._total = 0.0
         self._scale = 1.0
         self.num = 0
 
     def add(self, seconds: float) -> None:
+        self.count(bin_of(seconds))
+
+    def count(self, place: int) -> None:
+        """A gap in the bin ``place``."""
         # New samples grow instead of old ones shrinking, so that adding touches one bin.
         self._scale *= 2 ** (1 / HALF_LIFE)
-        self._counts[bin_of(seconds)] += self._scale
+        self._counts[place] += self._scale
         self._total += self._scale
         self.num += 1
         if self._scale > 1e12:
@@ -82,33 +91,56 @@ class GapModel:
         self._weight = weight
         self._max_keys = max_keys
         self._all = GapHistogram()
-        self._levels: OrderedDict[Hashable, GapHistogram] = OrderedDict()
+        self._levels: OrderedDict[tuple[str, Hashable], GapHistogram] = OrderedDict()
 
     def add(self, seconds: float, kind: str, tool: str | None, program: Hashable) -> None:
         """A program has come back after ``seconds``; its last turn had ended by ``kind`` (with a call of ``tool``)."""
         self._all.add(seconds)
         for key in _keys(kind, tool, program):
-            histogram = self._levels.setdefault(key, GapHistogram())
-            self._levels.move_to_end(key)
-            histogram.add(seconds)
-        while len(self._levels) > self._max_keys:
-            self._levels.popitem(last=False)
+            self._level(key).add(seconds)
 
-    def gaps(self, kind: str, tool: str | None, program: Hashable) -> Gaps:
-        """What to expect of a turn that has ended so."""
-        shares: Shares = self._all.shrunk_to(PRIOR, self._weight)
+    def add_never(self, kind: str, tool: str | None) -> None:
+        """A program whose last turn had ended so has not come back. That says nothing about its own habits."""
+        self._all.count(NEVER)
+        for key in _keys(kind, tool, None):
+            self._level(key).count(NEVER)
+
+    def shares(self, kind: str, tool: str | None, program: Hashable) -> list[float]:
+        """Of the bins and of ``NEVER``: what to expect of a turn that has ended so."""
+        shares = self._all.shrunk_to(PRIOR, self._weight)
         for key in _keys(kind, tool, program):
             histogram = self._levels.get(key)
             if histogram is not None:
                 shares = histogram.shrunk_to(shares, self._weight)
-        return Gaps(shares)
+        return shares
+
+    def gaps(self, kind: str, tool: str | None, program: Hashable) -> Gaps:
+        return Gaps(self.shares(kind, tool, program))
+
+    def source(self, kind: str, tool: str | None, program: Hashable) -> str:
+        """The finest level that weighs more than the one above it: ``program``, ``tool``, ``kind``, ``global``, or
+        ``cold`` where there is none."""
+        for name, key in reversed(_keys(kind, tool, program)):
+            histogram = self._levels.get((name, key))
+            if histogram is not None and histogram.num > self._weight:
+                return name
+        return "global" if self._all.num > self._weight else "cold"
+
+    def _level(self, key: tuple[str, Hashable]) -> GapHistogram:
+        histogram = self._levels.get(key)
+        if histogram is None:
+            histogram = self._levels[key] = GapHistogram()
+            if len(self._levels) > self._max_keys:
+                self._levels.popitem(last=False)
+        self._levels.move_to_end(key)
+        return histogram
 
 
-def _keys(kind: str, tool: str | None, program: Hashable) -> list[Hashable]:
-    named: list[Hashable] = [("kind", kind)]
+def _keys(kind: str, tool: str | None, program: Hashable) -> list[tuple[str, Hashable]]:
+    named: list[tuple[str, Hashable]] = [("kind", kind)]
     if tool is not None:
         named.append(("tool", tool))
-    return [*named, ("program", program)]
+    return named if program is None else [*named, ("program", program)]
 
 
 class Gaps:
@@ -117,7 +149,7 @@ class Gaps:
     __slots__ = ("_index", "_later")
 
     def __init__(self, shares: Shares) -> None:
-        later = [0.0] * (NUM_BINS + 1)
+        later = [0.0] * NUM_BINS + [shares[NEVER]]
         for i in reversed(range(NUM_BINS)):
             later[i] = later[i + 1] + shares[i]
         self._later = later
@@ -127,6 +159,11 @@ class Gaps:
         """The chance to be back within ``seconds`` from now, after ``idle_s`` without."""
         still = self._survival(idle_s)
         return 0.0 if still <= 0 else 1 - self._survival(idle_s + seconds) / still
+
+    def returns(self, idle_s: float) -> float:
+        """The chance to be back at all, after ``idle_s`` without."""
+        still = self._survival(idle_s)
+        return 0.0 if still <= 0 else max(0.0, 1 - self._later[NUM_BINS] / still)
 
     def index(self, idle_s: float) -> float:
         """Returns per second of holding, if held for the best time: the most that

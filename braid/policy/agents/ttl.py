@@ -61,11 +61,20 @@ class ContinuumTTL:
     waits: SlidingMean = field(default_factory=SlidingMean)
     lengths: Memoryfulness = field(default_factory=Memoryfulness)
 
+    @property
+    def is_cold(self) -> bool:
+        """Whether there are too few samples for a law of gaps and for eta, which counts as 1 then."""
+        return len(self.gaps.all) <= COLD_SAMPLES
+
+    def benefit(self, rebuild_s: float) -> float:
+        """B(r); ``rebuild_s`` is R(r)."""
+        return self.waits.value * (1.0 if self.is_cold else self.lengths.value) + rebuild_s
+
     def hold(self, tool: str, rebuild_s: float) -> Hold:
-        """``rebuild_s`` is R(r). The ladder: an assumed law, the pooled gaps, the tool's own."""
-        if len(self.gaps.all) <= COLD_SAMPLES:
-            return Hold(exponential_ttl(self.waits.value + rebuild_s), "cold")
-        benefit = self.waits.value * self.lengths.value + rebuild_s
+        """The ladder: an assumed law, the pooled gaps, the tool's own."""
+        benefit = self.benefit(rebuild_s)
+        if self.is_cold:
+            return Hold(exponential_ttl(benefit), "cold")
         own = self.gaps.of(tool)
         if len(own) <= COLD_SAMPLES:
             return Hold(best_ttl(self.gaps.all.sorted, benefit), "global")
@@ -75,7 +84,7 @@ class ContinuumTTL:
 def fixed_hold(gaps: ToolGaps, tool: str | None) -> Hold:
     """What Continuum's public code does: 2 s, but nothing without a tool, or where the tool's mean gap is over 2 s."""
     if tool is None:
-        return Hold(0.0, "no_tool")
+        return Hold(0.0, "none")
     own = gaps.of(tool)
     if own and sum(own) / len(own) > FIXED_S:
         return Hold(0.0, "tool")
