@@ -16,9 +16,14 @@ from polars.io.plugins import register_io_source
 
 from braid.core.errors import BraidError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had neither ``input_kind`` nor ``finish`` nor ``tool``; its files are read, with these unknown."""
+READABLE = (1, SCHEMA_VERSION)
 KINDS = ("conv", "api", "agent")
 STATUSES = ("ok", "failed", "cancelled", "unknown")
+INPUT_KINDS = ("user", "tool", "mixed")
+FINISHES = ("tool", "text", "stop", "length", "abort")
+"""As in ``policy.agents.program.Finish``; unknown is null."""
 
 SCHEMA: Mapping[str, Any] = {
     "t_s": pl.Float64,
@@ -35,6 +40,9 @@ SCHEMA: Mapping[str, Any] = {
     "ttft_s": pl.Float64,
     "gap_before_s": pl.Float64,
     "block_ids": pl.List(pl.Int64),
+    "input_kind": pl.Enum(INPUT_KINDS),
+    "finish": pl.Enum(FINISHES),
+    "tool": pl.String,
 }
 """Columns, always all of them, in this order; what the source does not say is null, and null is not zero.
 
@@ -48,6 +56,10 @@ SCHEMA: Mapping[str, Any] = {
     e2e_s         from submission to the last token; ttft_s to the first
     gap_before_s  from the end of the program's previous turn to this arrival (think or tool time)
     block_ids     ids of the prompt's blocks (``TraceInfo.block_size`` tokens each, the last one partial)
+    input_kind    what the prompt adds to the turn before: a person's words (``user``), results of tools (``tool``), or
+                  both, or an edited history (``mixed``)
+    finish        how the answer ended: it calls tools, it is a text, a stop string, the length, a client that left
+    tool          what it calls: one name, or several different ones in sorted order, joined by ``+``
 """
 
 
@@ -181,8 +193,10 @@ def load(path: Path) -> Trace:
         frame = pl.read_parquet(path)
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise TraceError(f"{path}: cannot be read as parquet: {error}") from None
-    if not isinstance(head, dict) or head.get("version") != SCHEMA_VERSION:
+    if not isinstance(head, dict) or head.get("version") not in READABLE:
         raise TraceError(f"{path}: was not written by braid trace load (or by another version of it)")
+    if head["version"] != SCHEMA_VERSION:
+        frame = conform(frame)
     info = head["info"]
     findings = tuple(Finding(**{**entry, "rows": tuple(entry["rows"])}) for entry in head["findings"])
     spans = tuple((float(start), float(stop)) for start, stop in info.get("spans", ()))

@@ -117,6 +117,7 @@ def test_lmcache(tmp_path: Path) -> None:
     assert frame["in_tok"].to_list() == [None, None, 5]
     assert (trace.span_s, trace.num_programs) == (0.0, 2)
     assert frame["kind"].to_list() == ["agent"] * 3
+    assert frame["finish"].to_list() == ["tool", None, None]
 
 
 class TestBraidLog:
@@ -139,6 +140,8 @@ class TestBraidLog:
         frame = trace.frame
         assert trace.info.format == "braid-log"
         assert frame["status"].to_list() == ["ok", "cancelled", "failed", "ok"]
+        assert frame["finish"].to_list() == ["text", "abort", None, "length"]
+        assert frame["tool"].null_count() == 4
         assert frame["in_tok"].to_list() == [40] * 4
         assert frame["found_tok"].to_list() == [16] * 4
         assert frame["cached_tok"].null_count() == 4
@@ -147,6 +150,12 @@ class TestBraidLog:
         assert trace.info.block_size == 16
         assert frame["block_ids"][0].to_list() == frame["block_ids"][3].to_list()
         assert frame["block_ids"].list.len().to_list() == [3] * 4
+
+    def test_tools_that_were_called(self, path: Path) -> None:
+        line = json.loads(path.read_text().splitlines()[0])
+        path.write_text(json.dumps({**line, "tools": ["write", "read", "read"]}) + "\n")
+        frame = read_trace(path).frame
+        assert (frame["finish"][0], frame["tool"][0]) == ("tool", "read+write")
 
     def test_two_runs_share_neither_programs_nor_blocks(self, path: Path) -> None:
         lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -61,6 +61,18 @@ def test_weka_table(shared_data: Path) -> None:
     assert (frame["stop"].null_count(), frame["e2e_s"].is_not_null().sum()) == (3_315, 30_139)
     assert frame.filter(pl.col("parent_id").is_not_null()).height == 531
     assert trace.span_s == 0.0
+    assert dict(frame["finish"].value_counts().iter_rows()) == {"tool": 28_219, "text": 1_911, None: 3_315}
+    assert frame["input_kind"].null_count() == 0
+    assert "unknown_values" not in counts(trace)
+
+
+def test_weka_gaps_are_long_before_a_person_and_short_before_a_tools_result(shared_data: Path) -> None:
+    frame = read_trace(shared_data / "agents/weka_requests.csv.gz").frame.sort("program_id", "turn")
+    finish = pl.col("finish").shift(1).over("program_id").alias("was")
+    after = frame.with_columns(finish).filter(pl.col("turn") > 0).group_by("was")
+    gaps = dict(after.agg(pl.col("gap_before_s").median()).iter_rows())
+    assert gaps["tool"] == 9.0
+    assert gaps["text"] > 150
 
 
 def test_weka_sessions(shared_data: Path) -> None:
@@ -82,6 +94,7 @@ def test_both_forms_of_a_session_agree(shared_data: Path) -> None:
     table = read_trace(shared_data / "agents/weka_requests.csv.gz").frame
     raw = read_trace(shared_data / "agents/weka_raw/trace_0277.json.gz").frame
     same = ["program_id", "turn", "parent_id", "in_tok", "out_tok", "gap_before_s", "e2e_s", "model"]
+    same += ["input_kind", "finish"]
     of_table = table.filter(pl.col("session") == "trace_0277").select(same)
     assert of_table.sort("program_id", "turn").equals(raw.select(same).sort("program_id", "turn"))
 
@@ -100,6 +113,7 @@ def test_lmcache(shared_data: Path) -> None:
     assert frame["out_tok"].median() == 96
     assert frame["in_tok"].null_count() == frame["t_s"].null_count() == 4_976
     assert frame["turn"].min() == 0
+    assert dict(frame["finish"].value_counts().iter_rows()) == {"tool": 4_767, None: 209}
 
 
 def test_parquet_keeps_what_only_the_source_shows(shared_data: Path, tmp_path: Path) -> None:

@@ -51,6 +51,21 @@ def test_flat_rows_and_overlap(tmp_path: Path) -> None:
     assert trace.frame["t_s"].to_list() == [0.0, 1.0, 10.0]
 
 
+@pytest.mark.parametrize(
+    ("reasons", "finish"),
+    [
+        ("stop", "text"),
+        (["tool_calls", "stop"], "tool"),
+        ("['length']", "length"),
+        ({"values": [{"stringValue": "stop_sequence"}]}, "stop"),
+        ("odd", None),
+        (7, None),
+    ],
+)
+def test_finish_reasons(tmp_path: Path, reasons: Any, finish: str | None) -> None:
+    assert trace_of(tmp_path, flat(1, 2, finish_reasons=reasons)).frame["finish"].to_list() == [finish]
+
+
 def otlp() -> dict[str, Any]:
     values = [
         ("gen_ai.usage.input_tokens", {"intValue": "10"}),

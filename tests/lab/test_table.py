@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -28,6 +29,18 @@ def test_a_trace_survives_its_file(tmp_path: Path) -> None:
     assert again.frame.equals(trace.frame)
     assert (again.info, again.findings) == (trace.info, trace.findings)
     assert (again.num_requests, again.num_programs, again.span_s) == (3, 0, 1.0)
+
+
+def test_a_file_of_version_1_is_read_with_the_new_columns_unknown(tmp_path: Path) -> None:
+    save(small(), tmp_path / "x.parquet")
+    metadata = pl.read_parquet_metadata(tmp_path / "x.parquet")
+    head = json.loads(metadata["braid"]) | {"version": 1}
+    old = small().frame.drop("input_kind", "finish", "tool")
+    old.write_parquet(tmp_path / "old.parquet", metadata={"braid": json.dumps(head)})
+    assert load(tmp_path / "old.parquet").frame.equals(small().frame)
+    old.write_parquet(tmp_path / "new.parquet", metadata={"braid": json.dumps(head | {"version": 99})})
+    with pytest.raises(TraceError, match="another version"):
+        load(tmp_path / "new.parquet")
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

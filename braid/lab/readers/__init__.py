@@ -71,12 +71,17 @@ def read_trace(path: Path | str, format: str = AUTO, progress: Progress | None =
     progress.update(f"reading {path.name}", 0, None)
     if format == PARQUET or (format == AUTO and _is_parquet(path)):
         return _again(load(path))
+    draft = _draft(path, format, progress)
+    progress.update(f"auditing {path.name}", 0, None)
+    return finish(draft)
+
+
+def _draft(path: Path, format: str, progress: Progress) -> Draft:
+    """What the file's reader makes of it; its bytes are given back before the audit."""
     source = open_source(path)
     head = head_of(source.data)
     reader = _named(path, format, head) if format != AUTO else _seen(path, head)
-    draft = reader.read(source, head, progress)
-    progress.update(f"auditing {path.name}", 0, None)
-    return finish(draft)
+    return reader.read(source, head, progress)
 
 
 def _is_parquet(path: Path) -> bool:

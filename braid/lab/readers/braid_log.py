@@ -9,10 +9,11 @@ import polars as pl
 
 from braid.lab.progress import Progress
 from braid.lab.readers.draft import Draft, with_turns
+from braid.lab.readers.endings import finish_of, tool_key
 from braid.lab.readers.jsonlines import column, read_lines
 from braid.lab.readers.numbers import Count, Length, with_rows
 from braid.lab.readers.source import Head, Source
-from braid.lab.table import STATUSES, Finding, TraceError, TraceInfo
+from braid.lab.table import FINISHES, STATUSES, Finding, TraceError, TraceInfo
 
 VERSION = 1
 _CLIENT_GONE = 499
@@ -76,6 +77,8 @@ def read(source: Source, head: Head, progress: Progress) -> Draft:
             "http_status": column(rows, "status"),
             "finish_reason": pl.Series(column(rows, "finish_reason"), dtype=pl.String),
             "final": column(rows, "final"),
+            "finish": pl.Series([_finish(row) for row in rows], dtype=pl.Enum(FINISHES)),
+            "tool": pl.Series([tool_key(row.tools) for row in rows], dtype=pl.String),
         }
     )
     frame = with_rows(with_turns(frame), numbers, problems)
@@ -90,6 +93,11 @@ def _status(row: _Line) -> str:
     if row.status == _CLIENT_GONE or row.finish_reason == "abort":
         return "cancelled"
     return "ok" if row.status < _BELOW_ERRORS and row.finish_reason != "error" else "failed"
+
+
+def _finish(row: _Line) -> str | None:
+    finish = finish_of(row.finish_reason)
+    return "tool" if finish == "text" and row.tools else finish
 
 
 def _ids(row: _Line, scopes: dict[str, int]) -> list[int]:

@@ -97,7 +97,12 @@ def with_turns(frame: pl.DataFrame) -> pl.DataFrame:
         pl.int_range(pl.len(), dtype=pl.Int32).over("program_id").alias("turn"),
         (pl.col("t_s") - end).alias("gap_before_s"),
     )
-    if not turns.height:
-        return frame
-    joined = frame.with_row_index("at").join(turns, on="at", how="left", maintain_order="left")
-    return joined.drop("at")
+    return frame.with_columns(
+        _laid(frame.height, turns[name], turns["at"]) for name in ("turn", "gap_before_s")
+    )
+
+
+def _laid(height: int, values: pl.Series, at: pl.Series) -> pl.Series:
+    """A column with ``values`` at these rows and nulls elsewhere; a join would copy the whole frame for it."""
+    column = pl.repeat(None, height, dtype=values.dtype, eager=True).alias(values.name)
+    return column.scatter(at, values)

@@ -10,7 +10,7 @@ from braid.lab.readers.draft import Draft
 from braid.lab.readers.jsonlines import column, read_lines
 from braid.lab.readers.numbers import Count, Length, with_rows
 from braid.lab.readers.source import Head, Source
-from braid.lab.table import TraceInfo
+from braid.lab.table import FINISHES, TraceInfo
 
 LICENCE = "MIT (dataset card)"
 CITATION = "sammshen/lmcache-agentic-traces, Hugging Face"
@@ -29,7 +29,8 @@ def sees(head: Head) -> bool:
 
 
 def read(source: Source, head: Head, progress: Progress) -> Draft:
-    """No arrival times; ``input_len`` 0 means unknown."""
+    """No arrival times; ``input_len`` 0 means unknown. The sessions are loops without a person in them, so a call that
+    another one follows has called a tool; how a session's last call ended is not known (sessions are cut at 50)."""
     rows, numbers, problems = read_lines(source, _Line, progress)
     frame = pl.DataFrame(
         {
@@ -45,6 +46,9 @@ def read(source: Source, head: Head, progress: Progress) -> Draft:
         pl.lit("unknown").alias("status"),
         pl.int_range(pl.len(), dtype=pl.Int32).over("program_id").alias("turn"),
         pl.when(pl.col("in_tok") > 0).then("in_tok").alias("in_tok"),
+        pl.when(pl.int_range(pl.len()).over("program_id") < pl.len().over("program_id") - 1)
+        .then(pl.lit("tool", pl.Enum(FINISHES)))
+        .alias("finish"),
     )
     info = TraceInfo(
         source=source.path.name,
@@ -55,6 +59,7 @@ def read(source: Source, head: Head, progress: Progress) -> Draft:
         notes=(
             "No arrival times: sessions and their turns are in line order.",
             "Prompt lengths are missing.",
+            "finish is deduced: every call that another one follows called a tool.",
         ),
     )
     return Draft(with_rows(frame, numbers, problems), info, problems)

@@ -12,9 +12,10 @@ import polars as pl
 from braid.lab.progress import Progress
 from braid.lab.readers.bad import Problems
 from braid.lab.readers.draft import Draft, with_turns
+from braid.lab.readers.endings import finish_of
 from braid.lab.readers.numbers import with_rows
 from braid.lab.readers.source import NOT_JSON, Head, Source
-from braid.lab.table import STATUSES, Finding, TraceError, TraceInfo
+from braid.lab.table import FINISHES, STATUSES, Finding, TraceError, TraceInfo
 
 INPUT = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "input_tokens")
 OUTPUT = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "output_tokens")
@@ -22,6 +23,7 @@ MODEL = ("gen_ai.response.model", "gen_ai.request.model", "response_model", "req
 SESSION = ("gen_ai.conversation.id", "session.id", "session_id")
 CACHED = ("gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cached_tokens")
 TTFT = ("gen_ai.server.time_to_first_token",)
+FINISH = ("gen_ai.response.finish_reasons", "finish_reasons")
 _CONTAINERS = ("resourceSpans", "scopeSpans", "spans")
 _EXTRAS = ("harness", "benchmark", "input_messages_hash")
 _NANO = 10**9
@@ -38,6 +40,7 @@ class _Span(NamedTuple):
     failed: bool
     ttft_s: float | None
     span_id: str | None
+    finish: str | None
     extras: tuple[Any, ...]
 
 
@@ -145,6 +148,7 @@ def _span(entry: Mapping[str, Any]) -> _Span | None:
         _failed(fields),
         ttft,
         _text(_first(fields, ("span_id", "spanId"))),
+        _finish(_first(fields, FINISH)),
         tuple(_text(fields.get(name)) for name in _EXTRAS),
     )
 
@@ -179,6 +183,18 @@ def _count(fields: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     if not 0 <= value < 1 << 63:
         raise ValueError(f"{names[0]} is {value!r}, negative or too large")
     return int(value)
+
+
+def _finish(value: Any) -> str | None:
+    """Of one word, of a list of them (one per choice, the first counts) or of such a list written as text."""
+    if isinstance(value, dict) and isinstance(value.get("values"), list):
+        value = [next(iter(entry.values()), None) for entry in value["values"] if isinstance(entry, dict)]
+    if isinstance(value, list):
+        value = next((entry for entry in value if isinstance(entry, str)), None)
+    if not isinstance(value, str):
+        return None
+    words = value.strip("[]()").replace("'", " ").replace('"', " ").split(",")
+    return finish_of(words[0].strip())
 
 
 def _text(value: Any) -> str | None:
@@ -241,6 +257,7 @@ def _frame(spans: list[_Span], first: int) -> pl.DataFrame:
             "ttft_s": pl.Series([span.ttft_s for span in spans], dtype=pl.Float64),
             "found_tok": pl.Series([span.found_tok for span in spans], dtype=pl.Int64),
             "span_id": pl.Series([span.span_id for span in spans], dtype=pl.String),
+            "finish": pl.Series([span.finish for span in spans], dtype=pl.Enum(FINISHES)),
         }
     )
     extras = [

@@ -14,9 +14,10 @@ from braid.lab.progress import Progress
 from braid.lab.readers.bad import Problems
 from braid.lab.readers.csvfile import read_csv
 from braid.lab.readers.draft import Draft
+from braid.lab.readers.endings import finish_of, input_kind_of
 from braid.lab.readers.numbers import Count, Length, with_rows
 from braid.lab.readers.source import NOT_JSON, Head, Source, head_of, open_source
-from braid.lab.table import TraceError, TraceInfo
+from braid.lab.table import FINISHES, INPUT_KINDS, TraceError, TraceInfo
 
 COLUMNS = {
     "trace": pl.String,
@@ -31,6 +32,8 @@ COLUMNS = {
     "api_s": pl.Float64,
     "ttft_s": pl.Float64,
     "stop": pl.String,
+    "itypes": pl.String,
+    "otypes": pl.String,
     "model": pl.String,
 }
 REQUIRED = ("trace", "agent", "idx", "t_s", "in_tok", "out_tok")
@@ -60,6 +63,7 @@ def read_table(source: Source, head: Head, progress: Progress) -> Draft:
         .alias("parent_id"),
         pl.lit("agent").alias("kind"),
         _status(pl.col("stop")) if "stop" in frame.columns else pl.lit("unknown").alias("status"),
+        *_endings(frame, problems),
     ).drop("agent")
     # The file's idx counts the places where sub-agents began, too.
     turn = pl.col("idx").rank("ordinal").over("program_id").cast(pl.Int32) - 1
@@ -70,6 +74,25 @@ def read_table(source: Source, head: Head, progress: Progress) -> Draft:
         "cached_tok is in whole blocks of 64 tokens, over all earlier requests of the session.",
     )
     return Draft(frame, _info(source.path.name, source.sha256, None, notes), problems)
+
+
+def _endings(frame: pl.DataFrame, problems: Problems) -> list[pl.Series]:
+    """``finish`` and ``input_kind``, where their columns are there. A row without ``stop`` stays without a finish: what
+    the next turn brings does not tell it (where ``stop`` is missing, text follows, and after seconds)."""
+    made = []
+    if "stop" in frame.columns:
+        words = frame["stop"].to_list()
+        problems.unknown.update(f"stop '{word}'" for word in words if word and finish_of(word) is None)
+        made.append(_finishes(words))
+    if "itypes" in frame.columns:
+        kinds = {text: input_kind_of(text.split("|")) for text in frame["itypes"].drop_nulls().unique()}
+        kind = frame["itypes"].replace_strict(kinds, default=None, return_dtype=pl.Enum(INPUT_KINDS))
+        made.append(kind.alias("input_kind"))
+    return made
+
+
+def _finishes(words: list[str | None]) -> pl.Series:
+    return pl.Series("finish", [finish_of(word) for word in words], dtype=pl.Enum(FINISHES))
 
 
 def _status(stop: pl.Expr) -> pl.Expr:
@@ -101,7 +124,8 @@ class _Call(msgspec.Struct, rename={"in_tok": "in", "out_tok": "out"}):
     out_tok: Count | None = None
     model: str | None = None
     hash_ids: list[_LocalId] = []
-    stop: str = ""
+    input_types: list[str] = []
+    stop: str | None = None
     api_time: Length | None = None
     think_time: Length | None = None
     ttft: Length | None = None
@@ -230,5 +254,7 @@ def _frame(turns: list[_Turn], sessions: list[tuple[str, int]]) -> pl.DataFrame:
         "t_program_s": pl.Series([call.t for call in calls], dtype=pl.Float64),
         "starts_at_s": pl.Series([turn.began_s for turn in turns], dtype=pl.Float64),
         "stop": pl.Series([call.stop or None for call in calls], dtype=pl.String),
+        "input_kind": pl.Series([input_kind_of(c.input_types) for c in calls], dtype=pl.Enum(INPUT_KINDS)),
+        "finish": _finishes([call.stop for call in calls]),
     }
     return pl.DataFrame(columns).with_columns(pl.lit("agent").alias("kind"), _status(pl.col("stop")))
