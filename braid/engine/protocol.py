@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from braid.core.metrics import EMPTY_HISTOGRAM, Histogram
@@ -79,6 +79,23 @@ class EngineStats:
     """Seconds from a cached block's last use to its eviction."""
     block_reuse_gap: Histogram = EMPTY_HISTOGRAM
     """Seconds from a cached block's use to its next by another request."""
+    tokens_by_origin: Mapping[str, int] = field(default_factory=dict)
+    """Tokens of the turns that started, by where their KV came from; see ``braid.sched.observer.Origins``."""
+    programs_kept: Mapping[str, int] = field(default_factory=dict)
+    """Programs that came back, or were given up, by what had become of their blocks."""
+    keep_sources: Mapping[str, int] = field(default_factory=dict)
+    """Decisions how long to keep a program's blocks, by what they rested on."""
+    policy_state: Mapping[str, float] = field(default_factory=dict)
+    """What the policies have learnt, by names of their own."""
+    oldest_newcomer_wait: float = 0.0
+    """Seconds that the first turn of a program has been waiting, the longest of all."""
+    ttft_first: Histogram = EMPTY_HISTOGRAM
+    """Seconds from arrival to first token, of programs' first turns."""
+    ttft_later: Histogram = EMPTY_HISTOGRAM
+    turn_preemptions: Histogram = EMPTY_HISTOGRAM
+    """How often a turn had been preempted when it ended."""
+    agent_log_dropped: int = 0
+    """Events that the log of turns could not take."""
 
 
 class EngineClient(Protocol):

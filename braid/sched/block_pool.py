@@ -56,6 +56,7 @@ class BlockPool:
     def __init__(self, num_blocks: int, idle: IdleBlocks | None = None) -> None:
         self.num_blocks = num_blocks
         self.now = 0.0
+        self.num_evicted = 0
         self._states = bytearray(num_blocks)
         self._refs = [0] * num_blocks
         self._keys: list[bytes | None] = [None] * num_blocks
@@ -257,6 +258,7 @@ class BlockPool:
 
     def _evict(self) -> None:
         block = self._idle.pop(self.now)
+        self.num_evicted += 1
         self._lifetime.observe(self.now - self._granted[block])
         self._idle_time.observe(self.now - self._used[block])
         self._forget(block)

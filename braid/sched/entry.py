@@ -45,6 +45,11 @@ class Entry:
     """Blocks at the front of the request's that others filled: its prefix hit of the latest admission."""
     spec_is_early: bool = False
     """Whether ``spec`` was built before ``min_tokens``."""
+    num_lost: int = 0
+    """Tokens that had KV when it was preempted last."""
+    num_host_blocks: int = 0
+    num_disk_blocks: int = 0
+    """Blocks at the front of its prompt that were copied up for it from a tier below."""
     answer: PromptAnswer | None = None
     """What is wanted of the prompt itself, until it has been handed out; while it is there, no prefix is shared in."""
 

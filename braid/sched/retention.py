@@ -55,6 +55,8 @@ class Retention:
         self.kept: Counter[str] = Counter()
         """What became of what was kept: ``handed over``, ``lost`` (to others, before the program came back),
         ``expired``, ``pressure`` (a hold that had to end), ``superseded``, ``final``."""
+        self.sources: Counter[str] = Counter()
+        """What decisions to keep rested on, see ``braid.policy.agents.policy.Keep``."""
         self._leaving: dict[str, list[tuple[bytes, ...]]] = {}
         """Keys to be demoted once the step in flight on a lane, which still holds their blocks, is over."""
 
@@ -220,6 +222,7 @@ class Retention:
         if not program.is_idle:
             return ()
         keep = self._policy.ended(program, now)
+        self.sources[keep.source] += 1
         if keep.hold_s > 0:
             blocks = match_prefix(self._pool, program.keys, len(program.keys))
             self.holds.grant(program, blocks, now + keep.hold_s)

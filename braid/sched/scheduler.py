@@ -21,6 +21,7 @@ Rules:
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from braid.core.errors import InvalidParameterError, OverloadedError
@@ -30,15 +31,18 @@ from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, Request, Status
 from braid.core.step import SampledToken, StepPlan, StepResult, Work
 from braid.policy.admission import PoolLoad
-from braid.policy.agents.program import Finish
+from braid.policy.agents.describe import described
+from braid.policy.agents.program import Finish, ProgramId
 from braid.sched.block_pool import BlockPool
 from braid.sched.config import MIXED, Policies, SchedulerConfig
 from braid.sched.entry import Entry, ending
+from braid.sched.observer import Observer, TurnStart, TurnStop
 from braid.sched.prefix_cache import extend_keys, match_prefix, root_key
 from braid.sched.programs import ProgramTable
 from braid.sched.prompt_answer import answer_for
 from braid.sched.queue import WaitingQueue, by_order
 from braid.sched.retention import KEYS_PER_BLOCK, Retention
+from braid.sched.tally import Tally
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
 
@@ -68,6 +72,20 @@ class SchedulerStats(NamedTuple):
     block_lifetime: Histogram
     block_idle_before_evict: Histogram
     block_reuse_gap: Histogram
+    tokens_by_origin: Mapping[str, int]
+    """Tokens of the turns that started; see ``braid.sched.observer.Origins``."""
+    programs_kept: Mapping[str, int]
+    """Programs that came back, or were given up, by what had become of their blocks."""
+    keep_sources: Mapping[str, int]
+    """Decisions what to keep, by what they rested on."""
+    policy_state: Mapping[str, float]
+    """What the policies have learnt, by names of their own."""
+    oldest_newcomer_wait: float
+    """Seconds that the first turn of a program has been waiting, the longest of all."""
+    ttft_first: Histogram
+    ttft_later: Histogram
+    turn_preemptions: Histogram
+    agent_log_dropped: int
 
 
 class Flight(NamedTuple):
@@ -82,10 +100,16 @@ class Scheduler:
 
     Args:
         faults: what tests let go wrong in here.
+        observer: hears of every turn.
     """
 
     def __init__(
-        self, config: SchedulerConfig, policies: Policies | None = None, *, faults: Faults | None = None
+        self,
+        config: SchedulerConfig,
+        policies: Policies | None = None,
+        *,
+        faults: Faults | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.config = config
         policies = policies or Policies()
@@ -108,6 +132,9 @@ class Scheduler:
         self._num_added = self._num_steps = self._num_preemptions = 0
         self._prefix_queries = self._prefix_hits = 0
         self._prompt_tokens = self._generation_tokens = 0
+        self._tally = Tally(config.block_size)
+        self._observer = observer
+        self._policies = policies
 
     # -- requests come and go ------------------------------------------------------------------------------
 
@@ -182,6 +209,8 @@ class Scheduler:
         """How a program's latest turn has ended, by who has read its answer."""
         self._pool.now = now
         self._retention.told(ref, finish, tool, now)
+        if self._observer is not None:
+            self._observer.told(ProgramId(ref.owner, ref.program), finish, now)
 
     # -- the three calls of a step, and the timers ---------------------------------------------------------
 
@@ -298,6 +327,8 @@ class Scheduler:
     def _preempt(self, entry: Entry) -> str:
         victim = entry.request
         self._retention.preempt(entry, self._computed_keys(entry))
+        entry.num_lost = victim.num_computed_tokens
+        self._observe_stop(entry, self._computed_keys(entry), "preempted", self._now)
         self._leave_running(entry)
         victim.status = Status.PREEMPTED
         victim.num_computed_tokens = 0
@@ -395,6 +426,7 @@ class Scheduler:
         entry.num_shared_blocks = len(cached)
         request.num_computed_tokens = len(cached) * block_size
         self._announce(entry, len(cached))
+        self._observe_start(entry, len(cached), now)
         self._retention.start(entry, len(cached), now)
         self._order.started(entry, now)
         self._count_start(entry, now)
@@ -474,6 +506,7 @@ class Scheduler:
         self._generation_tokens += 1
         if request.first_token_time is None:
             request.first_token_time = now
+            self._tally.first_token(entry, now - request.arrival_time)
         request.last_token_time = now
         reason, stop_reason = ending(request, token.token_id) or (None, None)
         if reason is not None:
@@ -529,7 +562,9 @@ class Scheduler:
         is_running = request.status is Status.RUNNING
         left_any = is_running and reason is not FinishReason.ERROR
         doomed = self._retention.end_turn(entry, self._computed_keys(entry) if left_any else None, now)
+        self._tally.ended(entry)
         if is_running:
+            self._observe_stop(entry, self._computed_keys(entry) if left_any else (), reason.value, now)
             self._leave_running(entry)
         else:
             self._waiting.remove(entry)
@@ -553,6 +588,36 @@ class Scheduler:
         else:
             self._pool.retire(request.block_ids, entry.lane)
         request.block_ids = []
+
+    def _observe_start(self, entry: Entry, num_found: int, now: float) -> None:
+        origins = self._tally.started(entry, num_found)
+        if self._observer is None:
+            return
+        request, program = entry.request, entry.program
+        self._observer.started(
+            TurnStart(
+                now=now,
+                number=entry.number,
+                program=program.id,
+                parent=None if program.parent is None else program.parent.id,
+                num_tokens=request.num_tokens,
+                keys=entry.keys[: entry.num_usable(self.config.block_size)],
+                num_found=num_found,
+                origins=origins,
+                waited_s=0.0 if request.num_preemptions else now - request.arrival_time,
+                is_again=request.num_preemptions > 0,
+                num_evicted=self._pool.num_evicted,
+            )
+        )
+
+    def _observe_stop(self, entry: Entry, keys: Sequence[bytes], reason: str, now: float) -> None:
+        if self._observer is not None:
+            num_tokens = entry.request.num_tokens
+            self._observer.stopped(TurnStop(now, entry.number, entry.program.id, num_tokens, keys, reason))
+
+    def _oldest_newcomer_wait(self) -> float:
+        newcomers = [entry.request for entry in self._waiting if not entry.program.num_turns]
+        return max(0.0, self._now - min((request.arrival_time for request in newcomers), default=self._now))
 
     # -- looking in ----------------------------------------------------------------------------------------
 
@@ -588,6 +653,15 @@ class Scheduler:
             block_lifetime=times.lifetime,
             block_idle_before_evict=times.idle_before_evict,
             block_reuse_gap=times.reuse_gap,
+            tokens_by_origin=dict(self._tally.tokens),
+            programs_kept=dict(self._retention.kept),
+            keep_sources=dict(self._retention.sources),
+            policy_state=described(*self._policies.agents[1:]),
+            oldest_newcomer_wait=self._oldest_newcomer_wait(),
+            ttft_first=self._tally.ttft_first.read(),
+            ttft_later=self._tally.ttft_later.read(),
+            turn_preemptions=self._tally.preemptions.read(),
+            agent_log_dropped=0 if self._observer is None else self._observer.num_dropped,
         )
 
     def check_integrity(self) -> None:
