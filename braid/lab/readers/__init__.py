@@ -10,7 +10,18 @@ from typing import NamedTuple
 
 from braid.lab.audit import audit
 from braid.lab.progress import NoProgress, Progress
-from braid.lab.readers import azure, braid_log, burstgpt, lmcache, mooncake, ragpulse, servegen, spans, weka
+from braid.lab.readers import (
+    azure,
+    braid_log,
+    burstgpt,
+    lmcache,
+    mooncake,
+    ragpulse,
+    servegen,
+    spans,
+    tracelab,
+    weka,
+)
 from braid.lab.readers.draft import Draft, finish
 from braid.lab.readers.servegen import PMF, ServeGenProfile, read_profile
 from braid.lab.readers.source import Head, Source, head_of, open_source
@@ -45,6 +56,18 @@ _READERS = (
     Reader("ragpulse", "timestamp, session_id, hash_ids (an object)", ragpulse.sees, ragpulse.read),
     Reader(
         "mooncake", "timestamp, input_length, output_length, hash_ids (a list)", mooncake.sees, mooncake.read
+    ),
+    Reader(
+        "tracelab",
+        "session_id, round_index, input_tokens_total, timing_events, tools",
+        tracelab.sees,
+        tracelab.read,
+    ),
+    Reader(
+        "tracelab-csv",
+        "id, round_idx, input_len, prefix_len, output_len, tool_wait_after_ms",
+        tracelab.sees_csv,
+        tracelab.read_table,
     ),
     Reader("lmcache", "session_id, model_id, pre_gap_s, output_tokens", lmcache.sees, lmcache.read),
     Reader("spans", "span_id and start_time_s, or attributes, or resourceSpans", spans.sees, spans.read),
@@ -101,7 +124,7 @@ def _again(trace: Trace) -> Trace:
 
 READER_FINDINGS = (
     *("bad_rows", "half_line", "unknown_values", "inversions", "unordered"),
-    *("total_mismatch", "block_mismatch", "scopes", "other_spans", "other_keys"),
+    *("total_mismatch", "block_mismatch", "scopes", "other_spans", "other_keys", "repeats"),
 )
 """Findings that only the source shows; they are kept in the parquet file."""
 

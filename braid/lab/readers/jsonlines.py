@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -11,12 +12,30 @@ from braid.lab.readers.bad import Problems
 from braid.lab.readers.source import NOT_JSON, Source
 from braid.lab.table import TraceError
 
+Line = TypeVar("Line")
 Row = TypeVar("Row")
 _EVERY = 10_000
 
 
-def read_lines(source: Source, kind: type[Row], progress: Progress) -> tuple[list[Row], list[int], Problems]:
+@overload
+def read_lines(
+    source: Source, kind: type[Line], progress: Progress
+) -> tuple[list[Line], list[int], Problems]: ...
+
+
+@overload
+def read_lines(
+    source: Source, kind: type[Line], progress: Progress, made: Callable[[Line], Row]
+) -> tuple[list[Row], list[int], Problems]: ...
+
+
+def read_lines(
+    source: Source, kind: type[Line], progress: Progress, made: Callable[[Line], Any] | None = None
+) -> tuple[list[Any], list[int], Problems]:
     """Decode every line.
+
+    Args:
+        made: what is kept of a line, where that is less than the line; None for the line itself.
 
     Returns:
         The usable rows, their numbers (from 1, blank lines not counted), and what was left out.
@@ -25,14 +44,15 @@ def read_lines(source: Source, kind: type[Row], progress: Progress) -> tuple[lis
         TraceError: no line is usable.
     """
     decode = msgspec.json.Decoder(kind).decode
-    rows: list[Row] = []
+    rows: list[Any] = []
     numbers: list[int] = []
     problems = Problems()
     lines = [line for line in source.data.split(b"\n") if line and not line.isspace()]
     ends = source.data.endswith(b"\n")
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(decode(line))
+            row = decode(line)
+            rows.append(row if made is None else made(row))
             numbers.append(number)
         except msgspec.ValidationError as error:
             problems.add(number, str(error))
