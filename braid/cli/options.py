@@ -91,6 +91,16 @@ class EngineOptions:
         ),
     ] = "auto"
 
+    agent_log: Annotated[
+        str | None,
+        Parameter(
+            group=OBSERVE,
+            metavar="FILE",
+            help="JSON lines of every turn's blocks, for `braid sim regret`; no text, no ids.",
+            show_default="none",
+        ),
+    ] = None
+
     def config(self, model: str) -> EngineConfig:
         """Validate.
 

@@ -43,6 +43,7 @@ class EngineConfig:
         offline: never ask the network, use what is on disk.
         pooling: how embeddings are made of the prompt's hidden states: ``last``, ``mean``, ``none`` (there are no
             embeddings) or ``auto`` (as the checkpoint says; none if it says nothing).
+        agent_log: file to which every turn's start and stop are appended, one JSON line each, without text or ids.
 
     Raises:
         InvalidParameterError: naming the field, the value and the valid range.
@@ -60,6 +61,7 @@ class EngineConfig:
     seed: int = 0
     offline: bool = False
     pooling: str = "auto"
+    agent_log: str | None = None
 
     def __post_init__(self) -> None:
         model_ok = isinstance(self.model, str) and self.model.strip() != ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -19,6 +20,7 @@ from braid.core.errors import InvalidParameterError
 from braid.core.faults import Faults
 from braid.core.spec import ModelSpec
 from braid.device.machine import probe, usable_cores
+from braid.engine.agent_log import AgentLog
 from braid.engine.core import EngineCore
 from braid.engine.grammar import Grammars
 from braid.engine.guidance import Vocabulary
@@ -29,6 +31,7 @@ from braid.models.spec import model_spec
 from braid.policy.fit import MemoryPlan, fit
 from braid.runner.kv_store import KVStore
 from braid.runner.runner import Runner
+from braid.sched.config import Policies
 from braid.sched.scheduler import Scheduler, SchedulerConfig
 
 logger = logging.getLogger(__name__)
@@ -78,7 +81,9 @@ def build_engine(
     )
     runner = Runner(model, kv, device=device, faults=faults)
     limits = _scheduler_config(config, plan)
-    scheduler = Scheduler(limits, faults=faults)
+    policies = Policies()
+    log = open_agent_log(config, limits, policies)
+    scheduler = Scheduler(limits, policies, faults=faults, observer=log)
     pooling = pick_pooling(config.pooling, checkpoint)
     info = _describe(config, spec, plan, dtype, device, pooling)
     reckoning = [*plan.lines(), f"ready in {time.monotonic() - begin:.1f} s"]
@@ -90,9 +95,26 @@ def build_engine(
         eos_token_ids=eos_token_ids,
         seed=config.seed,
         grammars=grammars,
+        agent_log=log,
         faults=faults,
     )
     return Built(core, plan, limits, reckoning)
+
+
+def open_agent_log(config: EngineConfig, limits: SchedulerConfig, policies: Policies) -> AgentLog | None:
+    """The log of turns, if one is wanted.
+
+    Raises:
+        BraidError: its file cannot be written.
+    """
+    if config.agent_log is None:
+        return None
+    return AgentLog(
+        Path(config.agent_log),
+        num_blocks=limits.num_blocks,
+        block_size=limits.block_size,
+        policy=policies.agents.name,
+    )
 
 
 def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, eos_token_ids: frozenset[int]) -> Vocabulary:

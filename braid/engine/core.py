@@ -14,6 +14,7 @@ from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError
 from braid.core.faults import Faults
 from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, Request
+from braid.engine.agent_log import AgentLog
 from braid.engine.grammar import Grammar, Grammars
 from braid.engine.heartbeat import Pulse
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
@@ -41,6 +42,7 @@ class EngineCore:
         eos_token_ids: tokens that end a request unless it asks to ignore them.
         seed: seeds the streams of requests that bring no seed of their own.
         grammars: compiles constraints; None refuses them.
+        agent_log: the scheduler's observer, closed with the engine.
         faults: what tests let go wrong in here.
     """
 
@@ -53,6 +55,7 @@ class EngineCore:
         eos_token_ids: frozenset[int],
         seed: int = 0,
         grammars: Grammars | None = None,
+        agent_log: AgentLog | None = None,
         faults: Faults | None = None,
     ) -> None:
         self.info = info
@@ -61,6 +64,7 @@ class EngineCore:
         self._eos_token_ids = eos_token_ids
         self._seeds = itertools.count(seed)
         self._grammars = grammars
+        self._agent_log = agent_log
         self._compiling: dict[str, Future[Grammar]] = {}
         self._sinks: dict[str, _Sink] = {}
         self._take_in = (faults or Faults()).around("admit", self._add, _kind)
@@ -132,6 +136,8 @@ class EngineCore:
         self._fail_all(EngineDeadError("the engine was closed"))
         if self._grammars is not None:
             self._grammars.close()
+        if self._agent_log is not None:
+            self._agent_log.close()
 
     def _require_alive(self) -> None:
         if self._failure is not None or self._stopping:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from braid.core.hashing import Hasher
 from braid.core.program import ProgramRef
 from braid.lab.readers import read_trace
 from braid.lab.table import Trace, TraceError
 from braid.server.lifecycle import RequestRecord
-from braid.server.observe.hashing import Hasher
 from braid.server.observe.instruments import Counter
 from braid.server.observe.report import CallReport
 from braid.server.observe.request_log import RequestLog

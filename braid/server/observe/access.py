@@ -8,8 +8,8 @@ import re
 import time
 from collections.abc import Mapping
 
+from braid.core.hashing import Hasher
 from braid.server.lifecycle import RequestRecord
-from braid.server.observe.hashing import Hasher
 
 access_logger = logging.getLogger("braid.access")
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from starlette.types import Scope
 
 from braid.core.errors import BraidError
+from braid.core.hashing import Hasher
 from braid.server.lifecycle import RequestRecord
 from braid.server.observe.access import POLLED, log_request
 from braid.server.observe.config import ObserveConfig
-from braid.server.observe.hashing import Hasher
 from braid.server.observe.instruments import OTHER
 from braid.server.observe.metrics import ServerMetrics
 from braid.server.observe.report import CallReport

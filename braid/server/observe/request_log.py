@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import msgspec
 
 from braid.core.errors import BraidError
+from braid.core.hashing import LOG_BLOCK_SIZE, Hasher
 from braid.server.lifecycle import RequestRecord
-from braid.server.observe.hashing import LOG_BLOCK_SIZE, Hasher
 from braid.server.observe.instruments import Counter
 from braid.server.observe.report import CallReport
 

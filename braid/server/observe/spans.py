@@ -21,8 +21,8 @@ from starlette.types import Scope
 
 from braid import __version__
 from braid.core.errors import BraidError
+from braid.core.hashing import Hasher
 from braid.server.lifecycle import RequestRecord
-from braid.server.observe.hashing import Hasher
 from braid.server.observe.report import CallReport
 
 PROVIDER = "braid"

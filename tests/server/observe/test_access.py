@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
+from braid.core.hashing import Hasher
 from braid.core.program import ProgramRef
 from braid.server.guard.keys import Principal
 from braid.server.lifecycle import RequestRecord
 from braid.server.observe.access import AccessLine, JsonFormatter, log_request, logfmt
-from braid.server.observe.hashing import Hasher
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hi, this is private"}]}

@@ -12,12 +12,12 @@ import pytest
 from starlette.applications import Starlette
 
 from braid.core.errors import BraidError, InvalidParameterError
+from braid.core.hashing import Hasher
 from braid.core.program import ProgramRef
 from braid.server.app import create_app
 from braid.server.config import ServerContext
 from braid.server.lifecycle import RequestRecord
 from braid.server.observe.config import ObserveConfig
-from braid.server.observe.hashing import Hasher
 from braid.server.observe.instruments import Counter
 from braid.server.observe.report import CallReport
 from braid.server.observe.request_log import RequestLog

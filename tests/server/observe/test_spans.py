@@ -14,10 +14,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from braid.core.hashing import Hasher
 from braid.core.program import ProgramRef
 from braid.core.request import PhaseTimes
 from braid.server.lifecycle import RequestRecord, Usage
-from braid.server.observe.hashing import Hasher
 from braid.server.observe.report import CallReport
 from braid.server.observe.spans import Spans, open_spans
 

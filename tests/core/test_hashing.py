@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from braid.server.observe.hashing import LOG_BLOCK_SIZE, Hasher
+from braid.core.hashing import LOG_BLOCK_SIZE, Hasher
 
 SALT = b"salt"
 Ids = st.lists(st.integers(0, 5), max_size=70)
