@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from braid.core.errors import CapacityError, InvalidParameterError
 from braid.policy.admission import Admission, WatermarkAdmission
+from braid.policy.agents.costs import Costs
 from braid.policy.agents.plain import lru
 from braid.policy.agents.policy import AgentPolicy
 from braid.policy.partition import DecodeFirst, Partition
@@ -61,11 +62,17 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policies:
-    """The scheduler's replaceable decisions. ``admission`` None stands for the watermark of the config."""
+    """The scheduler's replaceable decisions.
+
+    Args:
+        admission: None stands for the watermark of the config.
+        costs: what the policies in ``agents`` ask; the scheduler tells it of every step.
+    """
 
     agents: AgentPolicy = field(default_factory=lru)
     partition: Partition = field(default_factory=DecodeFirst)
     admission: Admission | None = None
+    costs: Costs | None = None
 
     def admission_for(self, config: SchedulerConfig) -> Admission:
         return self.admission or WatermarkAdmission(

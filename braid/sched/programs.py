@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from braid.policy.agents.program import Program, ProgramId
 
@@ -16,6 +17,18 @@ def num_shared(one: Sequence[bytes], other: Sequence[bytes]) -> int:
     """Keys form chains, so two of them are equal up to some place and nowhere after it: that place."""
     short = min(len(one), len(other))
     return bisect_left(range(short), True, key=lambda index: one[index] != other[index])
+
+
+class KeyWatcher(Protocol):
+    """Is told which keys programs have, once the table has changed."""
+
+    def got(self, program: Program, keys: Sequence[bytes]) -> None:
+        """``keys``, the end of its chain, are new to the program."""
+        ...
+
+    def lost(self, program: Program, keys: Sequence[bytes]) -> None:
+        """``keys``, which were the end of its chain, are the program's no more."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -40,12 +53,21 @@ class ProgramTable:
         self._max_keys, self._max_programs = max_keys, max_programs
         self._owners: dict[str, _Owner] = {}
         self._holders: dict[bytes, dict[Program, None]] = {}
+        self._depths: dict[bytes, int] = {}
+        self._watchers: list[KeyWatcher] = []
         self._num_programs = self._num_keys = 0
         self.num_shared_keys = 0
         """Keys that several programs have."""
 
     def __len__(self) -> int:
         return self._num_programs
+
+    def watch(self, watcher: KeyWatcher) -> None:
+        self._watchers.append(watcher)
+
+    def knows(self, program: Program) -> bool:
+        """Whether it is in the table; one without an id never is."""
+        return program.id is not None and self.get(program.id) is program
 
     def get(self, program_id: ProgramId) -> Program | None:
         owner = self._owners.get(program_id.owner)
@@ -85,7 +107,7 @@ class ProgramTable:
     def forget(self, program: Program) -> tuple[bytes, ...]:
         """Drop a program; the keys that nobody has any more."""
         program_id = program.id
-        if program_id is None or self.get(program_id) is not program:
+        if program_id is None or not self.knows(program):
             return ()
         owner = self._owners[program_id.owner]
         del owner.programs[program_id.program]
@@ -108,9 +130,18 @@ class ProgramTable:
                 owner.programs.move_to_end(next(iter(owner.programs)))
         return found
 
-    def holders(self, key: bytes) -> Iterable[Program]:
+    def holders(self, key: bytes) -> Collection[Program]:
         """The programs whose latest turn had this block."""
         return self._holders.get(key, ())
+
+    def latest_holder(self, key: bytes) -> Program | None:
+        """Of the holders the one that got the key last."""
+        held = self._holders.get(key)
+        return next(reversed(held)) if held else None
+
+    def depth(self, key: bytes) -> int:
+        """The place of a key that somebody has, in the chains of all who have it."""
+        return self._depths[key]
 
     def num_holders(self, key: bytes) -> int:
         return len(self._holders.get(key, ()))
@@ -138,6 +169,8 @@ class ProgramTable:
         assert holders == {key: set(held) for key, held in self._holders.items()}, (
             "holders of keys are miscounted"
         )
+        depths = {key: depth for program in programs for depth, key in enumerate(program.keys)}
+        assert depths == self._depths, "keys are in wrong places"
         shared = sum(len(held) > 1 for held in holders.values())
         assert shared == self.num_shared_keys, "shared keys are miscounted"
         for owner in self._owners.values():
@@ -151,7 +184,7 @@ class ProgramTable:
         self._num_programs += 1
 
     def _first_unshared(self, program: Program) -> int:
-        own = 1 if program.id is not None and self.get(program.id) is program else 0
+        own = 1 if self.knows(program) else 0
         return bisect_left(program.keys, True, key=lambda key: self.num_holders(key) <= own)
 
     def _set_keys(self, owner: _Owner, program: Program, keys: tuple[bytes, ...]) -> tuple[bytes, ...]:
@@ -164,15 +197,19 @@ class ProgramTable:
             del held[program]
             self.num_shared_keys -= len(held) == 1
             if not held:
-                del self._holders[key]
+                del self._holders[key], self._depths[key]
                 left.append(key)
-        for key in keys[same:]:
-            held = self._holders.setdefault(key, {})
+        for depth in range(same, len(keys)):
+            held = self._holders.setdefault(keys[depth], {})
+            self._depths[keys[depth]] = depth
             held[program] = None
             self.num_shared_keys += len(held) == 2
         program.keys = keys
         owner.num_keys += len(keys) - len(old)
         self._num_keys += len(keys) - len(old)
+        for watcher in self._watchers:
+            watcher.lost(program, old[same:])
+            watcher.got(program, keys[same:])
         return tuple(left)
 
     def _shrink(self) -> list[Program]:

@@ -21,6 +21,8 @@ from braid.sched.holds import Holds
 from braid.sched.leases import Leases
 from braid.sched.prefix_cache import match_prefix
 from braid.sched.programs import ProgramTable, num_shared
+from braid.sched.protections import Protections
+from braid.sched.ranks import Ranks
 
 DEFAULT_LEASE = 300.0
 MAX_LEASE = 3600.0
@@ -44,14 +46,22 @@ class Room(NamedTuple):
 
 
 class Retention:
-    """The programs of one pool, and what is kept for them."""
+    """The programs of one pool, and what is kept for them.
 
-    def __init__(self, pool: BlockPool, policy: RetentionPolicy, programs: ProgramTable) -> None:
+    Args:
+        ranks: told of every change; None where nobody asks for ranks.
+    """
+
+    def __init__(
+        self, pool: BlockPool, policy: RetentionPolicy, programs: ProgramTable, ranks: Ranks | None = None
+    ) -> None:
         self._pool = pool
         self._policy = policy
         self.programs = programs
         self.leases = Leases(pool)
         self.holds = Holds(pool)
+        self.protections = Protections(pool.num_blocks)
+        self._ranks = ranks
         self.kept: Counter[str] = Counter()
         """What became of what was kept: ``handed over``, ``lost`` (to others, before the program came back),
         ``expired``, ``pressure`` (a hold that had to end), ``superseded``, ``final``."""
@@ -94,19 +104,21 @@ class Retention:
         program.num_waiting -= 1
         program.num_running += 1
         self.holds.end(program)
+        self._changed(program, now)
         if not program.num_turns or request.first_scheduled_time is not None:
             return
         found = min(1.0, num_found / entry.reusable) if entry.reusable else 1.0
         self.kept["handed over" if found >= 0.5 else "lost"] += 1
         self._policy.started(program, now - request.arrival_time, found, now)
 
-    def preempt(self, entry: Entry, keys: Sequence[bytes]) -> None:
+    def preempt(self, entry: Entry, keys: Sequence[bytes], now: float) -> None:
         """A turn gives its blocks up, those with ``keys`` full of content, and waits again."""
         program = entry.program
         program.num_running -= 1
         program.num_waiting += 1
         if num_shared(keys, program.keys) < len(keys):
-            self.programs.record(program, keys)
+            self._record(program, keys, now)
+        self._changed(program, now)
 
     def end_turn(self, entry: Entry, keys: Sequence[bytes] | None, now: float) -> tuple[bytes, ...]:
         """A turn has ended and is about to give its blocks back; those with the keys returned are to go first then.
@@ -114,6 +126,11 @@ class Retention:
         Args:
             keys: of its full blocks; None where it left nothing of use.
         """
+        doomed = self._end_turn(entry, keys, now)
+        self._changed(entry.program, now)
+        return doomed
+
+    def _end_turn(self, entry: Entry, keys: Sequence[bytes] | None, now: float) -> tuple[bytes, ...]:
         program, request = entry.program, entry.request
         if request.status is Status.RUNNING:
             program.num_running -= 1
@@ -137,6 +154,8 @@ class Retention:
             return doomed + self._close(program, now)
         if request.intent is not None and request.intent.lease_s is not None:
             self._pin(program, request.intent.lease_s, now)
+        if request.intent is not None:
+            self.protections.grant(program, now)
         return doomed + self._keep(program, now)
 
     def discard(self, keys: Sequence[bytes], lane: str | None) -> None:
@@ -180,6 +199,10 @@ class Retention:
         """End what has had its time."""
         self.leases.expire(now)
         self.kept["expired"] += len(self.holds.expire(now))
+        for program in self.protections.expire(now):
+            self._changed(program, now)
+        if self._ranks is not None:
+            self._ranks.tick(now)
         for program in self.programs.idle_since(now - IDLE_LIMIT):
             self.discard(self._close(program, now), None)
 
@@ -201,6 +224,9 @@ class Retention:
         self.programs.check_integrity()
         self.leases.check_integrity()
         self.holds.check_integrity()
+        self.protections.check_integrity()
+        if self._ranks is not None:
+            self._ranks.check_integrity()
 
     # -- inside --------------------------------------------------------------------------------------------
 
@@ -236,15 +262,30 @@ class Retention:
         """A program is over; the keys that were its own."""
         if self._end_hold(program, "final") or program.keys:
             self._policy.left(program, now)
-        self._end_lease(program)
-        return self.programs.forget(program)
+        left = self.programs.forget(program)
+        self._let_go(program)
+        return left
 
     def _left(self, programs: Iterable[Program], now: float) -> None:
         """These are not known any more."""
         for program in programs:
             self._end_hold(program, "final")
-            self._end_lease(program)
             self._policy.left(program, now)
+            self._let_go(program)
+
+    def _let_go(self, program: Program) -> None:
+        """Of a program that is not known any more."""
+        self.protections.end(program)
+        self._end_lease(program)
+        if self._ranks is not None:
+            self._ranks.forget(program)
+
+    def _changed(self, program: Program, now: float) -> None:
+        """A program's state is another one, and with it perhaps its parent's."""
+        if self._ranks is not None:
+            self._ranks.changed(program, now)
+            if program.parent is not None:
+                self._ranks.changed(program.parent, now)
 
     def _end_hold(self, program: Program, why: str) -> bool:
         ended = self.holds.end(program)

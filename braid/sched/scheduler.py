@@ -41,8 +41,11 @@ from braid.sched.prefix_cache import extend_keys, match_prefix, root_key
 from braid.sched.programs import ProgramTable
 from braid.sched.prompt_answer import answer_for
 from braid.sched.queue import WaitingQueue, by_order
+from braid.sched.ranked import RankedBlocks
+from braid.sched.ranks import Ranks
 from braid.sched.retention import KEYS_PER_BLOCK, Retention
 from braid.sched.tally import Tally
+from braid.sched.working_sets import WorkingSets
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
 
@@ -117,13 +120,19 @@ class Scheduler:
         self._order, self._gate, self._victim = agents.order, agents.gate, agents.victim
         self._partition = policies.partition
         self._admission = policies.admission_for(config)
-        self._pool = BlockPool(config.num_blocks)
+        programs = ProgramTable(KEYS_PER_BLOCK * config.num_blocks)
+        is_ranked, is_gated = agents.retention.is_ranked, not agents.gate.is_open
+        ranks = Ranks(agents.retention, programs) if is_ranked or is_gated else None
+        self._idle = RankedBlocks(programs, ranks) if ranks is not None and is_ranked else None
+        self._pool = BlockPool(config.num_blocks, self._idle)
+        self._sets: WorkingSets | None = None
+        if ranks is not None and is_gated:
+            self._sets = WorkingSets(self._pool, programs, ranks, config.block_size)
         faults = faults or Faults()
         self._allocate_first = faults.around("blocks", self._pool.allocate, "start")
         self._allocate_more = faults.around("blocks", self._pool.allocate, "grow")
         self._failures: list[Delta] = []
-        programs = ProgramTable(KEYS_PER_BLOCK * config.num_blocks)
-        self._retention = Retention(self._pool, agents.retention, programs)
+        self._retention = Retention(self._pool, agents.retention, programs, ranks)
         self._entries: dict[str, Entry] = {}
         self._waiting = WaitingQueue(agents.order, self._pool)
         self._running: list[Entry] = []
@@ -280,6 +289,7 @@ class Scheduler:
                 deltas.append(self._accept(entry, result.tokens[work.request_id], now))
             elif entry.num_remaining == 0:
                 deltas.append(self._conclude(entry, now))
+        self._observe_cost(flight.plan, result)
         self._pool.settle(result.lane)
         self._retention.settle(result.lane)
         return deltas
@@ -310,6 +320,8 @@ class Scheduler:
             if request.status is Status.RUNNING:
                 try:
                     request.block_ids.extend(self._allocate_more(1))
+                    if self._sets is not None:
+                        self._sets.grew(entry)
                 except MemoryError:
                     preempted.append(self._preempt(entry))
         return tuple(preempted)
@@ -326,7 +338,7 @@ class Scheduler:
 
     def _preempt(self, entry: Entry) -> str:
         victim = entry.request
-        self._retention.preempt(entry, self._computed_keys(entry))
+        self._retention.preempt(entry, self._computed_keys(entry), self._now)
         entry.num_lost = victim.num_computed_tokens
         self._observe_stop(entry, self._computed_keys(entry), "preempted", self._now)
         self._leave_running(entry)
@@ -362,11 +374,11 @@ class Scheduler:
         """Start whoever is next; None if nobody may, or the one that may does not fit."""
         while self._waiting:
             for entry in self._waiting.next(now):
+                if not self._may_enter(entry, now):
+                    continue
                 cached = self._match(entry)
                 if self._park(entry, len(cached)):
                     break
-                if not self._may_enter(entry, len(cached), now):
-                    continue
                 try:
                     return entry if self._start(entry, cached, now) else None
                 except MemoryError:
@@ -376,17 +388,24 @@ class Scheduler:
                 return None
         return None
 
-    def _may_enter(self, entry: Entry, num_cached_blocks: int, now: float) -> bool:
-        if self._gate.is_open or not self._running:
+    def _may_enter(self, entry: Entry, now: float) -> bool:
+        """Ask the gate. Asked before the blocks are matched: it is asked often, and matching takes longer."""
+        if self._sets is None or not self._running:
             return True
-        raise NotImplementedError
+        self._extend_usable(entry)
+        return self._gate.admits(entry, self._sets.load(entry, len(self._running)), now)
+
+    def _extend_usable(self, entry: Entry) -> int:
+        usable = entry.num_usable(self.config.block_size)
+        if entry.answer is None:
+            self._extend_keys(entry, usable)
+        return usable
 
     def _match(self, entry: Entry) -> list[int]:
         """READY blocks of the request's known prefix; its last token is never among them."""
         if entry.answer is not None:
             return []
-        usable = entry.num_usable(self.config.block_size)
-        self._extend_keys(entry, usable)
+        usable = self._extend_usable(entry)
         return match_prefix(self._pool, entry.keys, usable)
 
     def _extend_keys(self, entry: Entry, count: int) -> None:
@@ -422,6 +441,8 @@ class Scheduler:
         except MemoryError:
             self._pool.release(cached)
             raise
+        if self._sets is not None:
+            self._sets.started(entry, needed)
         self._waiting.remove(entry)
         entry.num_shared_blocks = len(cached)
         request.num_computed_tokens = len(cached) * block_size
@@ -580,6 +601,8 @@ class Scheduler:
         """Give the seat and the blocks back; the list that a step in flight holds is left as it is."""
         request = entry.request
         self._running.remove(entry)
+        if self._sets is not None:
+            self._sets.stopped(entry)
         for key in entry.announced:
             self._waiting.resolve(entry, key)
         entry.announced = []
@@ -614,6 +637,16 @@ class Scheduler:
         if self._observer is not None:
             num_tokens = entry.request.num_tokens
             self._observer.stopped(TurnStop(now, entry.number, entry.program.id, num_tokens, keys, reason))
+
+    def _observe_cost(self, plan: StepPlan, result: StepResult) -> None:
+        """How long a step took, for those who reckon what computing again would cost."""
+        costs = self._policies.costs
+        if costs is None or result.errors or not plan.works:
+            return
+        chunks = [(work.start, len(work.token_ids)) for work in plan.works if not work.is_decode]
+        attended = sum(count * start + count * (count + 1) / 2 for start, count in chunks)
+        num_tokens = sum(count for _, count in chunks)
+        costs.observe_step(num_tokens, attended, len(plan.works) - len(chunks), result.duration)
 
     def _oldest_newcomer_wait(self) -> float:
         newcomers = [entry.request for entry in self._waiting if not entry.program.num_turns]
@@ -675,6 +708,10 @@ class Scheduler:
         tables += [hold.blocks for hold in self._retention.holds]
         self._pool.check_integrity(tables, leased)
         self._retention.check_integrity()
+        if self._idle is not None:
+            self._idle.check_integrity()
+        if self._sets is not None:
+            self._sets.check_integrity()
         self._waiting.check_integrity()
         places = [*self._waiting, *self._running]
         assert len(places) == len(self._entries) == len({id(entry) for entry in places}), "a request is lost"
