@@ -5,6 +5,7 @@ Both are learnt while serving, from the steps and transfers that happen anyway; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 from typing import NamedTuple, Protocol
 
@@ -67,6 +68,27 @@ class LearntCosts:
         if not self._has_lower:
             return inf
         return self.reloads.predict((1.0, num_blocks)) if num_blocks > 0 else 0.0
+
+    def describe(self) -> Mapping[str, float]:
+        """What the fits say, on how many samples, and how far they are usually off."""
+        step_s, token_s, pair_s, decode_s = self.steps.coefficients
+        state = {
+            "cost_step_seconds": step_s,
+            "cost_prompt_token_seconds": token_s,
+            "cost_attended_pair_seconds": pair_s,
+            "cost_decode_seconds": decode_s,
+            "cost_step_residual_seconds": self.steps.residual,
+            "cost_step_samples": self.steps.num,
+        }
+        if self._has_lower:
+            transfer_s, block_s = self.reloads.coefficients
+            state |= {
+                "cost_reload_seconds": transfer_s,
+                "cost_reload_block_seconds": block_s,
+                "cost_reload_residual_seconds": self.reloads.residual,
+                "cost_reload_samples": self.reloads.num,
+            }
+        return state
 
     def observe_step(self, num_tokens: int, attended: float, num_decodes: int, seconds: float) -> None:
         self.steps.add((1.0, num_tokens, attended, num_decodes), seconds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 MIN_S, MAX_S = 0.01, 86_400.0
 BINS_PER_DECADE = 6
@@ -70,6 +70,20 @@ class GapHistogram:
             self._total /= self._scale
             self._scale = 1.0
 
+    def quantile(self, q: float) -> float:
+        """Of the gaps that had an end, as seconds; 0 without any."""
+        rank = q * (self._total - self._counts[NEVER])
+        below = 0.0
+        for place, count in enumerate(self._counts[:NEVER]):
+            if count and below + count >= rank:
+                return EDGES[place] + (EDGES[place + 1] - EDGES[place]) * (rank - below) / count
+            below += count
+        return 0.0
+
+    @property
+    def share_of_never(self) -> float:
+        return self._counts[NEVER] / self._total if self._total else 0.0
+
     def shrunk_to(self, prior: Shares, weight: float) -> list[float]:
         """Shares of the bins: the counts, in units of the newest sample, and ``weight`` samples of the prior."""
         total = self._total / self._scale + weight
@@ -125,6 +139,19 @@ class GapModel:
             if histogram is not None and histogram.num > self._weight:
                 return name
         return "global" if self._all.num > self._weight else "cold"
+
+    def describe(self, kinds: Iterable[str]) -> dict[str, float]:
+        """Quantiles, samples and the share that never returned, of those ``kinds`` of which there are any."""
+        state: dict[str, float] = {}
+        for kind in kinds:
+            histogram = self._levels.get(("kind", kind))
+            if histogram is not None:
+                name = kind.replace(" ", "_").replace("-", "_")
+                state[f"gap_p50_seconds_{name}"] = histogram.quantile(0.5)
+                state[f"gap_p90_seconds_{name}"] = histogram.quantile(0.9)
+                state[f"gap_samples_{name}"] = histogram.num
+                state[f"gap_never_share_{name}"] = histogram.share_of_never
+        return state
 
     def _level(self, key: tuple[str, Hashable]) -> GapHistogram:
         histogram = self._levels.get(key)

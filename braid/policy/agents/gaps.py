@@ -98,6 +98,9 @@ class Memoryfulness:
         self._lengths: deque[int] = deque()
         self._pairs = self._sum = self._squares = self._products = 0
 
+    def __len__(self) -> int:
+        return len(self._lengths)
+
     def add(self, num_turns: int) -> None:
         """A program has ended after ``num_turns`` turns."""
         if len(self._lengths) == self._limit:

@@ -6,6 +6,7 @@ retention does the same by holding blocks against newcomers; a gate says it, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 
 from braid.policy.agents.order import is_preempted
@@ -30,6 +31,7 @@ class WorkingSetGate:
         self._deadline_s, self._every_s = deadline_s, every_s
         self._forced: str | None = None
         self._forced_at = -inf
+        self.num_forced = 0
 
     def admits(self, turn: Turn, load: SetLoad, now: float) -> bool:
         if not load.num_running or turn.is_resident or is_preempted(turn):
@@ -37,6 +39,9 @@ class WorkingSetGate:
         if load.needed + load.added <= self._share * (load.num_blocks + load.num_lower_blocks):
             return True
         return self._may_force(turn, now)
+
+    def describe(self) -> Mapping[str, float]:
+        return {"gate_forced": self.num_forced}
 
     def _may_force(self, turn: Turn, now: float) -> bool:
         """One that was let through and found no memory is let through again."""
@@ -46,4 +51,5 @@ class WorkingSetGate:
         if now - request.arrival_time < self._deadline_s or now - self._forced_at < self._every_s:
             return False
         self._forced, self._forced_at = request.request_id, now
+        self.num_forced += 1
         return True

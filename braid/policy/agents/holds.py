@@ -6,6 +6,7 @@ the tool that its client named counts; the decision is made again when it is kno
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 
 from braid.policy.agents.costs import Costs
@@ -76,6 +77,18 @@ class Continuum:
 
     def rank(self, program: Program, now: float) -> Rank:
         return _equal()
+
+    def describe(self) -> Mapping[str, float]:
+        """T, eta, and how many waits, lengths and gaps they and P rest on."""
+        ttl = self.ttl
+        return {
+            "wait_mean_seconds": ttl.waits.value,
+            "wait_samples": len(ttl.waits),
+            "eta": ttl.lengths.value,
+            "eta_samples": len(ttl.lengths),
+            "gap_mean_seconds": ttl.gaps.all.mean,
+            "gap_samples": len(ttl.gaps.all),
+        }
 
     def rebuild_s(self, program: Program) -> float:
         """R(r): of the whole context, the paper does not ask what of it would survive."""

@@ -11,6 +11,7 @@ in proportion to what it costs to rebuild.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from math import inf
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from braid.policy.agents.costs import Costs
 from braid.policy.agents.gap_model import EDGES, NUM_BINS, GapModel, Gaps, bin_of
 from braid.policy.agents.hints import HintTrust, hinted_shares
 from braid.policy.agents.policy import Fate, Keep, Rank
-from braid.policy.agents.program import Program
+from braid.policy.agents.program import Finish, Program
 
 PLAIN, EXPECTED, ASSURED, UNDER_WAY = range(4)
 """Protection: of programs that hardly come back, of those that do, of those whose client named a time that is honoured,
@@ -28,6 +29,9 @@ LIKELY = 0.5
 MAX_LAWS = 8192
 FIRST_EDGE = bin_of(1.0)
 """Ranks do not change within the first second."""
+
+_OF_A_CHILD = " of a sub-agent"
+KINDS = (*Finish, *(finish + _OF_A_CHILD for finish in Finish))
 
 
 class _Law(NamedTuple):
@@ -77,6 +81,10 @@ class Ranked:
         self._laws.pop(program, None)
         if program.num_turns and now > program.last_active:
             self.model.add_never(_kind(program), program.tool)
+
+    def describe(self) -> Mapping[str, float]:
+        """Gaps by how turns ended."""
+        return self.model.describe(KINDS)
 
     def rank(self, program: Program, now: float) -> Rank:
         if program.num_running or program.num_waiting:
@@ -131,7 +139,7 @@ class Ranked:
 
 def _kind(program: Program) -> str:
     """Sub-agents end for good where their parents wait for a person."""
-    return program.finish if program.parent is None else f"{program.finish} of a sub-agent"
+    return program.finish if program.parent is None else program.finish + _OF_A_CHILD
 
 
 def _context(program: Program) -> tuple[str, str | None, object]:
