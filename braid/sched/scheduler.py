@@ -689,7 +689,7 @@ class Scheduler:
             tokens_by_origin=dict(self._tally.tokens),
             programs_kept=dict(self._retention.kept),
             keep_sources=dict(self._retention.sources),
-            policy_state=described(*self._policies.agents[1:]),
+            policy_state=described(*self._policies.agents[1:], self._policies.costs),
             oldest_newcomer_wait=self._oldest_newcomer_wait(),
             ttft_first=self._tally.ttft_first.read(),
             ttft_later=self._tally.ttft_later.read(),

@@ -5,7 +5,8 @@ Every instrument belongs to the event loop's thread, so none takes a lock: a his
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from prometheus_client.core import (
@@ -91,6 +92,11 @@ class Instruments:
         assert name not in self._entries, name
         self._entries[name] = (help, instrument)
         return instrument
+
+
+def bounded(values: Mapping[str, float]) -> dict[str, float]:
+    """The first few dozen values: names come from another process, and cardinality is bounded here."""
+    return dict(islice(values.items(), _MOST_VALUES))
 
 
 def gauge(name: str, help: str, value: float, common: Labels) -> Metric:

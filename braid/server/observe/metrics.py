@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -19,11 +19,13 @@ from braid.server.observe.instruments import (
     OTHER,
     Instruments,
     Labels,
+    bounded,
     gauge,
     gauges,
     histogram,
     info,
     total,
+    totals,
 )
 from braid.server.observe.report import CallReport
 
@@ -277,7 +279,8 @@ def metric_rows() -> list[MetricRow]:
     metrics.constrained("regex")
     metrics.turn_of("body")
     metrics.outcome(Outcome("min_s", Applied.APPLIED))
-    families = list(metrics.families(Gauges(True, 0, _NO_INFO, EngineStats())))
+    stats = EngineStats(policy_state={"eta": 0.0})
+    families = list(metrics.families(Gauges(True, 0, _NO_INFO, stats)))
     return sorted(_row(family) for family in families)
 
 
@@ -325,6 +328,11 @@ _GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("kv_blocks_leased", "KV blocks held by leases", lambda stats: stats.num_leased_blocks),
     ("leases", "Leases held", lambda stats: stats.num_leases),
     ("programs", "Programs whose latest turn is remembered", lambda stats: stats.num_programs),
+    (
+        "oldest_newcomer_wait_seconds",
+        "How long the first turn of a program has been in the queue, the longest of all",
+        lambda stats: stats.oldest_newcomer_wait,
+    ),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     (
@@ -340,7 +348,36 @@ _COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("leases_granted", "Leases given", lambda stats: stats.leases_granted),
     ("leases_clipped", "Leases cut in seconds or blocks", lambda stats: stats.leases_clipped),
     ("leases_revoked", "Leases ended early for lack of blocks", lambda stats: stats.leases_revoked),
+    (
+        "agent_log_dropped",
+        "Turns' starts and ends that the agent log could not take",
+        lambda stats: stats.agent_log_dropped,
+    ),
 )
+_BY_LABEL: tuple[tuple[str, str, str, tuple[str, ...], Callable[[EngineStats], Mapping[str, float]]], ...] = (
+    (
+        "prompt_tokens_by_origin",
+        "Tokens of turns that started, by where their KV came from; compulsory was never computed before",
+        "origin",
+        ("device_hit", "host_reload", "disk_reload", "recompute", "compulsory"),
+        lambda stats: stats.tokens_by_origin,
+    ),
+    (
+        "programs_kept",
+        "What became of what programs had left between turns",
+        "outcome",
+        ("handed over", "lost", "expired", "pressure", "superseded", "final"),
+        lambda stats: stats.programs_kept,
+    ),
+    (
+        "retention_estimates",
+        "Decisions what to keep of a program, by what they rested on",
+        "source",
+        ("cold", "global", "kind", "tool", "program", "hint", "none"),
+        lambda stats: stats.keep_sources,
+    ),
+)
+"""Counters by one label: its usual values, which are there from the start, and where the numbers are."""
 _HISTOGRAMS: tuple[tuple[str, str, Callable[[EngineStats], Histogram]], ...] = (
     (
         "kv_block_lifetime_seconds",
@@ -356,6 +393,21 @@ _HISTOGRAMS: tuple[tuple[str, str, Callable[[EngineStats], Histogram]], ...] = (
         "kv_block_reuse_gap_seconds",
         "From a cached block's use to its next by another request",
         lambda stats: stats.block_reuse_gap,
+    ),
+    (
+        "first_turn_ttft_seconds",
+        "From arrival to first token in the engine, of programs' first turns",
+        lambda stats: stats.ttft_first,
+    ),
+    (
+        "later_turn_ttft_seconds",
+        "The same of their later turns",
+        lambda stats: stats.ttft_later,
+    ),
+    (
+        "turn_preemptions",
+        "How often a turn had been preempted when it ended",
+        lambda stats: stats.turn_preemptions,
     ),
 )
 
@@ -390,5 +442,12 @@ def _stats_families(stats: EngineStats, num_decoding: int, labels: Labels) -> It
     yield gauges("requests_by_phase", "Requests in the engine, by phase", "phase", phases, labels)
     for name, help, value in _COUNTERS:
         yield total(name, help, value(stats), labels)
+    for name, help, label, usual, counts in _BY_LABEL:
+        by_value = bounded({**dict.fromkeys(usual, 0.0), **counts(stats)})
+        yield totals(name, help, (label,), {(value,): count for value, count in by_value.items()}, labels)
+    state = bounded(stats.policy_state)
+    yield gauges(
+        "policy_state", "What the agent policy has learnt, by its own names", "quantity", state, labels
+    )
     for name, help, distribution in _HISTOGRAMS:
         yield histogram(name, help, distribution(stats), labels)

@@ -62,7 +62,7 @@ def test_the_fit_and_its_residual() -> None:
     state = costs.describe()
     assert state["cost_prompt_token_seconds"] == pytest.approx(0.001, rel=0.2)
     assert state["cost_step_samples"] == 199
-    assert state["cost_step_residual_seconds"] < 0.01
+    assert state["cost_step_residual_seconds"] < 0.05
 
 
 def test_forced_entries_are_counted(make_turn: Any) -> None:

@@ -96,6 +96,33 @@ def test_the_engine_s_numbers() -> None:
     assert values["vllm:kv_block_lifetime_seconds_count"] == 3
 
 
+def test_what_becomes_of_programs() -> None:
+    stats = EngineStats(
+        tokens_by_origin={"device_hit": 80, "recompute": 5},
+        programs_kept={"handed over": 3, "pressure": 1},
+        keep_sources={"tool": 2, "invented": 1},
+        policy_state={"eta": -0.01} | {f"more_{number}": 1.0 for number in range(100)},
+        oldest_newcomer_wait=4.5,
+        ttft_first=Histogram((1.0, 2.0), (1, 0, 2), 9.0),
+        turn_preemptions=Histogram((0.0, 1.0), (3, 1, 0), 1.0),
+        agent_log_dropped=6,
+    )
+    values = read(ServerMetrics("tiny"), stats)
+    assert values["braid_prompt_tokens_by_origin_total device_hit"] == 80
+    assert values["braid_prompt_tokens_by_origin_total recompute"] == 5
+    assert values["braid_prompt_tokens_by_origin_total disk_reload"] == 0
+    assert values["braid_programs_kept_total handed over"] == 3
+    assert values["braid_programs_kept_total expired"] == 0
+    assert values["braid_retention_estimates_total tool"] == 2
+    assert values["braid_policy_state eta"] == -0.01
+    assert values["braid_oldest_newcomer_wait_seconds"] == 4.5
+    assert values["braid_first_turn_ttft_seconds_bucket 2.0"] == 1
+    assert values["braid_later_turn_ttft_seconds_count"] == 0
+    assert values["braid_turn_preemptions_sum"] == 1
+    assert values["braid_agent_log_dropped_total"] == 6
+    assert len([name for name in values if name.startswith("braid_policy_state")]) == 64
+
+
 def test_without_an_engine() -> None:
     values = read(ServerMetrics("tiny"))
     assert values["braid_engine_up"] == 1
