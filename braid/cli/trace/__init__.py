@@ -13,6 +13,7 @@ from braid.cli.trace.describe import describe
 from braid.cli.trace.fit import fit
 from braid.cli.trace.generate import generate
 from braid.cli.trace.load import load
+from braid.cli.trace.pair import pair
 from braid.cli.trace.replay import replay
 from braid.cli.trace.report import report
 from braid.cli.trace.scale import scale
@@ -20,6 +21,7 @@ from braid.cli.trace.simulate import simulate
 from braid.cli.trace.split import split
 from braid.cli.trace.stub import stub
 from braid.cli.trace.sweep import sweep
+from braid.cli.trace.synthesize import synthesize
 from braid.cli.trace.versus import versus
 
 trace = App(
@@ -32,6 +34,8 @@ trace.command(compare)
 trace.command(describe)
 trace.command(fit)
 trace.command(generate)
+trace.command(synthesize)
+trace.command(pair)
 trace.command(replay)
 trace.command(scale)
 trace.command(simulate)

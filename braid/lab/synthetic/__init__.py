@@ -1,0 +1,1 @@
+"""Programs made from published figures, where their traces are not to be had."""
