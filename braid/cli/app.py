@@ -23,6 +23,7 @@ from braid.cli.options import (
     SamplingOptions,
     ServerOptions,
 )
+from braid.cli.sim import sim
 from braid.cli.trace import trace
 from braid.core.errors import BraidError
 
@@ -41,6 +42,7 @@ app = App(
     result_action="return_value",
 )
 app.command(trace)
+app.command(sim)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        extra = "lab" if words[:1] == ["trace"] else "engine"
+        extra = "lab" if words[:1] in (["trace"], ["sim"]) else "engine"
         print(f"braid: {describe(error, extra)}", file=sys.stderr)
         return 2 if is_users(error) else 1
     return result if isinstance(result, int) else 0

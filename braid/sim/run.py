@@ -15,8 +15,10 @@ from braid.core.program import ProgramRef
 from braid.core.request import Delta, Request
 from braid.core.sampling import SamplingParams
 from braid.core.step import SampleSpec
+from braid.policy.agents.program import Finish
 from braid.sched.config import Policies, SchedulerConfig
 from braid.sched.loop import Loop
+from braid.sched.observer import Observer
 from braid.sched.scheduler import Scheduler, SchedulerStats
 from braid.sim.executor import SimExecutor, StepTime, pseudo_token
 
@@ -33,6 +35,7 @@ class Arrival(NamedTuple):
         after: places in the trace of the requests that must have ended before this one arrives, ``delay`` seconds
             after the last of them (a program's next turn behind its tool call). They lie before it in the trace.
             One that was refused has ended, too.
+        ending: how its answer ends and which tool it calls, told to the scheduler as whoever reads the answer would.
     """
 
     time: float
@@ -43,6 +46,7 @@ class Arrival(NamedTuple):
     delay: float = 0.0
     reply: Sequence[int] | Callable[[], Sequence[int]] = ()
     program: ProgramRef | None = None
+    ending: tuple[Finish, str | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,25 +67,35 @@ class SimReport:
 
 
 def simulate(
-    arrivals: Sequence[Arrival], config: SchedulerConfig, cost: StepTime, policies: Policies | None = None
+    arrivals: Sequence[Arrival],
+    config: SchedulerConfig,
+    cost: StepTime,
+    policies: Policies | None = None,
+    *,
+    observer: Observer | None = None,
 ) -> SimReport:
     """Run a trace to its end. Equal arguments give equal reports, byte for byte.
 
     Output lengths are the trace's; what an executor would sample does not matter. A turn that waits for another
-    arrives when that one has ended here, never when it did elsewhere.
+    arrives when that one has ended here, never when it did elsewhere. ``observer`` hears of every turn.
 
     Raises:
         ValueError: a request waits for one that is not before it.
     """
-    return _Simulation(arrivals, config, cost, policies).run()
+    return _Simulation(arrivals, config, cost, policies, observer).run()
 
 
 class _Simulation:
     def __init__(
-        self, arrivals: Sequence[Arrival], config: SchedulerConfig, cost: StepTime, policies: Policies | None
+        self,
+        arrivals: Sequence[Arrival],
+        config: SchedulerConfig,
+        cost: StepTime,
+        policies: Policies | None,
+        observer: Observer | None,
     ) -> None:
         self._arrivals = arrivals
-        self._scheduler = Scheduler(config, policies)
+        self._scheduler = Scheduler(config, policies, observer=observer)
         self._executor = SimExecutor(cost, self._token)
         self._loop = Loop(self._scheduler, self._executor, self._take)
         self._alive: dict[str, Request] = {}
@@ -154,7 +168,13 @@ class _Simulation:
             token_times=self._token_times[request_id],
         )
         self._cached[int(request_id)] = request.num_cached_tokens
+        self._tell(int(request_id))
         self._release(request_id)
+
+    def _tell(self, index: int) -> None:
+        ref, ending = self._arrivals[index].program, self._arrivals[index].ending
+        if ref is not None and ending is not None:
+            self._loop.post(lambda scheduler, now: scheduler.told(ref, *ending, now))
 
     def _release(self, request_id: str) -> None:
         """Those who waited for this one alone arrive after their gap."""

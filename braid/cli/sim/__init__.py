@@ -1,0 +1,15 @@
+"""``braid sim``: policies in virtual time.
+
+A verb's module imports ``braid.lab`` inside its function only, as in ``braid.cli.trace``.
+"""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from braid.cli.sim.agents import agents
+from braid.cli.sim.regret import regret
+
+sim = App(name="sim", help="Simulate policies in virtual time, on the machine you have or on one you do not.")
+sim.command(agents)
+sim.command(regret)

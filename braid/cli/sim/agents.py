@@ -1,0 +1,213 @@
+"""``braid sim agents``: a trace of agents' programs in virtual time, under any agent policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Group, Parameter
+
+from braid.cli.trace.load import Format
+from braid.core.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from braid.lab.programs.families import FamilyOptions
+    from braid.sim.agents import AgentSetup
+    from braid.sim.platform import Platform
+
+PROGRAMS = Group("Programs", sort_key=1)
+ENGINE = Group("Machine and engine", sort_key=2)
+RUNS = Group("Runs", sort_key=3)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgramFlags:
+    """What is taken of the trace."""
+
+    trace: Annotated[
+        Path, Parameter(group=PROGRAMS, help="A trace with programs: a file, plain or .gz, or a folder.")
+    ]
+    format: Annotated[Format, Parameter(group=PROGRAMS)] = "auto"
+    lengths: Annotated[
+        Path | None,
+        Parameter(
+            group=PROGRAMS,
+            help="Another trace whose prompts' lengths are used where this one has none.",
+            show_default="none",
+        ),
+    ] = None
+    rate: Annotated[float, Parameter(group=PROGRAMS, help="Programs that start per second, on average.")]
+    programs: Annotated[int, Parameter(group=PROGRAMS, help="How many start; drawn by the seed.")] = 100
+    ctx_scale: Annotated[float, Parameter(group=PROGRAMS, help="Multiplies all lengths.")] = 1.0
+    max_turns: Annotated[
+        int | None, Parameter(group=PROGRAMS, help="Turns of each program at most.", show_default="all")
+    ] = None
+    max_gap_s: Annotated[
+        float | None,
+        Parameter(group=PROGRAMS, help="Cap on the recorded gaps, seconds.", show_default="none"),
+    ] = None
+    say_final: Annotated[
+        bool, Parameter(group=PROGRAMS, help="Clients say which turn is a program's last.", negative=())
+    ] = False
+
+    def options(self, max_model_len: int) -> FamilyOptions:
+        from braid.lab.programs.families import FamilyOptions
+
+        return FamilyOptions(
+            ctx_scale=self.ctx_scale,
+            max_turns=self.max_turns,
+            max_gap_s=self.max_gap_s,
+            max_model_len=max_model_len,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineFlags:
+    """Whose steps are timed, and how much fits."""
+
+    machine: Annotated[
+        str,
+        Parameter(
+            group=ENGINE,
+            help="a100-80g, h100, h200, rtx4090 or a6000 (estimates from data sheets), this (what braid calibrate "
+            "kept here) or a file that it wrote.",
+        ),
+    ]
+    model: Annotated[
+        str | None,
+        Parameter(
+            group=ENGINE,
+            help="llama-3.1-8b, llama-3.1-70b, qwen3-30b-a3b, qwen2.5-7b, mixtral-8x7b or smollm2.",
+            show_default="the calibrated one",
+        ),
+    ] = None
+    dtype: Annotated[str, Parameter(group=ENGINE, help="Of a GPU's weights: bfloat16, int8 or int4.")] = (
+        "bfloat16"
+    )
+    kv_tokens: Annotated[
+        int | None,
+        Parameter(group=ENGINE, help="Tokens whose KV the device holds.", show_default="what fits"),
+    ] = None
+    host_kv_tokens: Annotated[
+        int, Parameter(group=ENGINE, help="Tokens whose KV the tier below holds; 0 for none.")
+    ] = 0
+    max_model_len: Annotated[
+        int | None,
+        Parameter(group=ENGINE, help="Tokens of one request.", show_default="the model's, if that fits"),
+    ] = None
+    block_size: Annotated[int, Parameter(group=ENGINE, help="Tokens per KV block.")] = 256
+    max_num_seqs: Annotated[
+        int | None,
+        Parameter(group=ENGINE, help="Requests that run at a time.", show_default="64, or measured"),
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None, Parameter(group=ENGINE, help="Tokens of one step.", show_default="2048, or measured")
+    ] = None
+    grain: Annotated[
+        int,
+        Parameter(
+            group=ENGINE,
+            help="Steps that are simulated as one; 1 is exact, more is faster.",
+        ),
+    ] = 8
+
+    def platform(self) -> Platform:
+        """
+        Raises:
+            InvalidParameterError: a name is not known, or no model is named for a GPU.
+            CapacityError: the model does not fit.
+        """
+        from braid.core.env import cache_dir
+        from braid.sim.gpus import GPUS
+        from braid.sim.platform import measured_platform, roofline_platform
+
+        if self.machine in GPUS:
+            if self.model is None:
+                raise InvalidParameterError(f"--machine {self.machine} needs a --model", param="model")
+            return roofline_platform(self.machine, self.model, self.dtype)
+        if self.machine == "this":
+            return measured_platform(_profile(cache_dir() / "profiles", self.model), None)
+        if not Path(self.machine).exists():
+            return roofline_platform(self.machine, self.model or "", self.dtype)
+        return measured_platform(Path(self.machine), self.model)
+
+    def setup(self, platform: Platform, flags: ProgramFlags) -> AgentSetup:
+        """
+        Raises:
+            InvalidParameterError, CapacityError: naming the value that cannot be.
+        """
+        from braid.sim.agents import AgentSetup
+
+        kv_tokens = platform.kv_tokens if self.kv_tokens is None else self.kv_tokens
+        return AgentSetup(
+            cost=platform.cost,
+            machine=platform.words,
+            rate=flags.rate,
+            num_programs=flags.programs,
+            kv_tokens=kv_tokens,
+            max_model_len=self.max_model_len or min(platform.context, kv_tokens),
+            block_size=self.block_size,
+            max_num_seqs=self.max_num_seqs or platform.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens or platform.max_num_batched_tokens,
+            grain=self.grain,
+            say_final=flags.say_final,
+        )
+
+
+def agents(
+    *,
+    programs: ProgramFlags,
+    engine: EngineFlags,
+    policy: Annotated[
+        str,
+        Parameter(
+            group=RUNS, help="Agent policies by name, with commas between; the first is compared with."
+        ),
+    ] = "lru,braid",
+    seed: Annotated[int, Parameter(group=RUNS, help="The first seed.")] = 0,
+    seeds: Annotated[int, Parameter(group=RUNS, help="How many seeds, one after another.")] = 1,
+    jobs: Annotated[int, Parameter(group=RUNS, help="Processes.")] = 1,
+    json: Annotated[
+        Path | None, Parameter(group=RUNS, help="Write everything here, as JSON.", show_default="none")
+    ] = None,
+) -> None:
+    """Play agents' programs in virtual time under several policies, on a named machine and model.
+
+    Every turn comes when what it waited for in the trace has ended here, and its recorded gap has passed. Times of
+    named GPUs are roofline estimates from data sheets: nobody has checked them on the GPU.
+    """
+    from braid.cli.sim.agents_run import run
+
+    names = _names(policy)
+    for name, value in (("seeds", seeds), ("jobs", jobs)):
+        if value < 1:
+            raise InvalidParameterError(f"{name} must be at least 1, got {value}", param=name)
+    run(programs, engine, names, range(seed, seed + seeds), jobs, json)
+
+
+def _names(policy: str) -> Sequence[str]:
+    names = tuple(dict.fromkeys(name.strip() for name in policy.split(",") if name.strip()))
+    if not names:
+        raise InvalidParameterError("--policy names no policy", param="policy")
+    return names
+
+
+def _profile(folder: Path, model: str | None) -> Path:
+    """The tables that were kept here, of ``model`` where there are several."""
+    wanted = "" if model is None else model.replace("/", "--").lower()
+    found = sorted(path for path in folder.glob("*.json") if wanted in path.name.lower())
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        which = "" if model is None else f" of {model}"
+        raise InvalidParameterError(
+            f"no step times{which} are in {folder}; run braid calibrate first", param="machine"
+        )
+    raise InvalidParameterError(
+        f"step times of several models are in {folder}: {', '.join(path.stem for path in found)}; say --model",
+        param="model",
+    )

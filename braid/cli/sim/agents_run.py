@@ -1,0 +1,104 @@
+"""What ``braid sim agents`` does: read, simulate, show, write."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from braid.cli.sim.agents import EngineFlags, ProgramFlags
+from braid.cli.sim.agents_view import show
+from braid.cli.trace.console import ConsoleProgress
+from braid.cli.trace.opening import open_trace
+from braid.core.errors import BraidError
+from braid.lab.programs.families import Families, families_of
+from braid.policy.agents.catalog import ORACLES, agent_policy
+from braid.sim.agents import AgentRun, AgentSetup, plain_setup
+from braid.sim.compare import ratio_of, run_all, summary_of
+
+VERSION = 1
+
+
+def run(
+    programs: ProgramFlags,
+    engine: EngineFlags,
+    policies: Sequence[str],
+    seeds: Sequence[int],
+    jobs: int,
+    out: Path | None,
+) -> None:
+    """
+    Raises:
+        BraidError: the trace, the machine, the model or a policy cannot be used; the text says why.
+    """
+    setup = engine.setup(engine.platform(), programs)
+    _check(policies, setup)
+    with ConsoleProgress() as progress:
+        trace = open_trace(programs.trace, programs.format, progress)
+        if programs.lengths is not None:
+            from braid.lab.synthetic.pair import with_lengths
+
+            trace = with_lengths(trace, open_trace(programs.lengths, "auto", progress), seeds[0])
+        found = families_of(trace, programs.options(setup.max_model_len), progress)
+        total = len(policies) * len(seeds)
+        ended: list[AgentRun] = []
+
+        def done(run: AgentRun) -> None:
+            ended.append(run)
+            progress.update("simulating", len(ended), total)
+
+        progress.update("simulating", 0, total)
+        runs = run_all(found.families, setup, policies, seeds, jobs=jobs, done=done)
+    report = report_of(runs, setup, programs, engine, found, seeds)
+    show(report)
+    if out is not None:
+        write(report, out)
+
+
+def _check(policies: Sequence[str], setup: AgentSetup) -> None:
+    """A wrong name is said before anything is read."""
+    for name in policies:
+        if name not in ORACLES:
+            agent_policy(name, setup.costs(), setup.settings)
+
+
+def report_of(
+    runs: Mapping[str, Sequence[AgentRun]],
+    setup: AgentSetup,
+    programs: ProgramFlags,
+    engine: EngineFlags,
+    found: Families,
+    seeds: Sequence[int],
+) -> dict[str, Any]:
+    """All of it as plain data: per policy the means of all seeds, intervals and every seed's numbers."""
+    base = next(iter(runs.values()))
+    return {
+        "version": VERSION,
+        "simulated": True,
+        "machine": setup.machine,
+        "policies": {
+            name: summary_of(each) | {"versus": ratio_of(each, base), "config": plain_setup(setup)}
+            for name, each in runs.items()
+        },
+        "config": {
+            **_plain(asdict(programs)),
+            **_plain(asdict(engine)),
+            "seeds": list(seeds),
+            "setup": plain_setup(setup),
+        },
+        "programs_available": len(found.families),
+        "notes": list(found.notes),
+    }
+
+
+def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
+
+
+def write(report: Mapping[str, Any], out: Path) -> None:
+    try:
+        out.write_text(jsonlib.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BraidError(f"cannot write {out}: {error.strerror}") from None

@@ -1,0 +1,126 @@
+"""Models to simulate, as the numbers of their configs: what a step must compute and read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from braid.core.errors import InvalidParameterError
+
+WEIGHT_BYTES: Mapping[str, float] = MappingProxyType({"bfloat16": 2.0, "int8": 1.0, "int4": 0.5})
+"""Bytes of one weight; of int4 without its scales, which add a few percent."""
+KV_BYTES = 2
+"""Bytes of one KV number: bfloat16, whatever the weights are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSizes:
+    """A decoder with grouped-query attention and gated MLPs.
+
+    Args:
+        mlp: hidden size of the MLP, or of one expert.
+        num_experts, top_k: 0 and 0 for a dense model.
+        tied: whether the embeddings are the head, too.
+        context: tokens that it was made for.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocab: int
+    context: int
+    num_experts: int = 0
+    top_k: int = 0
+    tied: bool = False
+
+    @property
+    def attention_weights(self) -> int:
+        """Of all layers; with the router, where there is one."""
+        per_layer = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * (per_layer + self.hidden * self.num_experts)
+
+    @property
+    def mlp_weights(self) -> int:
+        """Of all layers' MLPs, or of one expert in each."""
+        return self.layers * 3 * self.hidden * self.mlp
+
+    @property
+    def head_weights(self) -> int:
+        return self.hidden * self.vocab
+
+    @property
+    def num_weights(self) -> int:
+        """Norms and biases left out."""
+        embeddings = self.head_weights * (1 if self.tied else 2)
+        return embeddings + self.attention_weights + self.mlp_weights * max(1, self.num_experts)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim * KV_BYTES
+
+    def touched_weights(self, num_tokens: int) -> float:
+        """Weights of the layers that ``num_tokens`` tokens of one step use; of experts the number expected if each
+        token chose its own at random."""
+        if not self.num_experts:
+            return self.attention_weights + self.mlp_weights
+        missed = (1 - self.top_k / self.num_experts) ** num_tokens
+        return self.attention_weights + self.mlp_weights * self.num_experts * (1 - missed)
+
+    @property
+    def used_weights(self) -> int:
+        """Weights of the layers that one token is multiplied with."""
+        return self.attention_weights + self.mlp_weights * max(1, self.top_k)
+
+
+def _llama(name: str, layers: int, hidden: int, heads: int, mlp: int) -> ModelSizes:
+    return ModelSizes(
+        name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=8, head_dim=128, mlp=mlp,
+        vocab=128_256, context=131_072,
+    )  # fmt: skip
+
+
+MODELS: Mapping[str, ModelSizes] = MappingProxyType(
+    {
+        model.name: model
+        for model in (
+            _llama("llama-3.1-8b", 32, 4096, 32, 14_336),
+            _llama("llama-3.1-70b", 80, 8192, 64, 28_672),
+            ModelSizes(
+                name="qwen3-30b-a3b", layers=48, hidden=2048, heads=32, kv_heads=4, head_dim=128, mlp=768,
+                vocab=151_936, context=262_144, num_experts=128, top_k=8,
+            ),
+            ModelSizes(
+                name="qwen2.5-7b", layers=28, hidden=3584, heads=28, kv_heads=4, head_dim=128, mlp=18_944,
+                vocab=152_064, context=131_072,
+            ),
+            ModelSizes(
+                name="mixtral-8x7b", layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128, mlp=14_336,
+                vocab=32_000, context=32_768, num_experts=8, top_k=2,
+            ),
+            ModelSizes(
+                name="smollm2-135m", layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, mlp=1536,
+                vocab=49_152, context=8192, tied=True,
+            ),
+        )
+    }
+)  # fmt: skip
+ALIASES: Mapping[str, str] = MappingProxyType({"smollm2": "smollm2-135m"})
+
+
+def model_named(name: str) -> ModelSizes:
+    """One of ``MODELS``.
+
+    Raises:
+        InvalidParameterError: there is none of that name.
+    """
+    known = ALIASES.get(name, name)
+    if known not in MODELS:
+        raise InvalidParameterError(
+            f"model {name!r} is not known; choices: {', '.join([*MODELS, *ALIASES])}", param="model"
+        )
+    return MODELS[known]
