@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +57,10 @@ class BlockTree:
         self.ends.append(depth)
         self.parents[run] = len(self.parents) - 1
         return self.parents[run]
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(map(self.length, range(len(self.ends))))
 
     def length(self, run: int) -> int:
         return self.ends[run] - self.ends[self.parents[run]] if run != ROOT else 0
@@ -230,12 +234,6 @@ class Hits(NamedTuple):
         """0 where nothing was wanted."""
         return self.found / self.wanted if self.wanted else 0.0
 
-    def plus(self, other: Hits) -> Hits:
-        return Hits(self.wanted + other.wanted, self.found + other.found)
-
-
-NO_HITS = Hits(0, 0)
-
 
 class _Replay:
     """One pool, one rule."""
@@ -332,3 +330,39 @@ def logged(log: TurnLog) -> Hits:
     return Hits(
         sum(event.num_tokens for event in starts), sum(event.num_found for event in starts) * log.block_size
     )
+
+
+class Regret(NamedTuple):
+    """Hits with a pool of ``num_blocks``.
+
+    Args:
+        logged: what the logs' own policy found; None where its pool had another size.
+        endless: with a pool where nothing is ever evicted.
+    """
+
+    num_blocks: int
+    lru: Hits
+    logged: Hits | None
+    best: Hits
+    endless: Hits
+
+
+def regrets(logs: Sequence[TurnLog], sizes: Sequence[int]) -> list[Regret]:
+    """One per size, over all logs together; without ``sizes`` that of the first log."""
+    uses = [Uses(log) for log in logs]
+    endless = _sum(lru(log, log.tree.num_blocks) for log in logs)
+    return [
+        Regret(
+            num_blocks=size,
+            lru=_sum(lru(log, size) for log in logs),
+            logged=_sum(map(logged, logs)) if all(log.num_blocks == size for log in logs) else None,
+            best=_sum(belady(log, size, known) for log, known in zip(logs, uses, strict=True)),
+            endless=endless,
+        )
+        for size in sizes or [log.num_blocks for log in logs[:1]]
+    ]
+
+
+def _sum(hits: Iterable[Hits]) -> Hits:
+    pairs = list(hits)
+    return Hits(sum(hit.wanted for hit in pairs), sum(hit.found for hit in pairs))

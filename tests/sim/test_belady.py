@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from braid.sched.event_log import EventLines, head
+from braid.core.program import ProgramRef
+from braid.sched.config import SchedulerConfig
+from braid.sched.event_log import EventLines, Recorder, head
 from braid.sched.observer import Origins, TurnStart, TurnStop
-from braid.sim.belady import BlockTree, LogError, TurnLog, belady, logged, lru, read_logs
+from braid.sim.belady import BlockTree, LogError, TurnLog, belady, logged, lru, read_logs, regrets
+from braid.sim.executor import FixedTime
+from braid.sim.run import Arrival, simulate
 
 HEAD = head(1, 4, "lru")
 
@@ -191,6 +195,34 @@ def test_lru_is_never_better(data: Any, num_blocks: int) -> None:
         rule.found for rule in (lru(log, num_blocks), belady(log, num_blocks), lru(log, 10_000))
     )
     assert worse <= best <= most <= lru(log, num_blocks).wanted
+
+
+def test_a_simulated_engine_is_between_nothing_and_belady() -> None:
+    """The replay of LRU misses only what the engine keeps besides: blocks that are not full, answers under way."""
+    recorder = Recorder(8, 50, "lru")
+    config = SchedulerConfig(
+        num_blocks=50, block_size=8, max_model_len=200, max_num_seqs=4, max_num_batched_tokens=64
+    )
+    chain: list[Arrival] = []
+    for program in range(6):
+        prompt, ref = [1] * 16 + [program + 5] * 40, ProgramRef(owner="", program=str(program))
+        for turn in range(6):
+            after = (len(chain) - 1,) if turn else ()
+            reply = [turn + 50] * 8
+            chain.append(
+                Arrival(program * 3.0, tuple(prompt), 8, 0, after, 2.0 + 3 * (program % 3), reply, ref)
+            )
+            prompt = [*prompt, *reply, *[program * 10 + turn + 100] * 12]
+    report = simulate(chain, config, FixedTime(0.1), observer=recorder)
+    (log,) = read_logs(recorder.lines)
+    found = logged(log).found
+    assert found == report.stats.prefix_hits
+    assert 0 < found <= belady(log, 50).found
+    assert found == pytest.approx(lru(log, 50).found, rel=0.1)
+    assert report.stats.num_preemptions == 0
+    (row,) = regrets([log], [])
+    assert (row.num_blocks, row.logged, row.best) == (50, logged(log), belady(log, 50))
+    assert row.best.found < row.endless.found
 
 
 def test_every_life_is_a_log_of_its_own() -> None:
