@@ -45,10 +45,11 @@ from braid.checkpoint.resolve import resolve
 from braid.cli.serve import _log_to, chat_template
 from braid.core.config import DEFAULT_MODEL
 from braid.core.metrics import percentile
-from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
+from braid.core.program import Applied, Outcome, ProgramInfo, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason
 from braid.engine.inbox import Inbox
-from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+from braid.engine.protocol import MAX_LISTED, EngineInfo, EngineStats, GenerateRequest
+from braid.policy.agents.program import Finish
 from braid.server.config import ServerConfig, ServerContext
 from braid.server.serve import run
 from braid.text.tokenizer import load_tokenizer
@@ -140,6 +141,12 @@ class NullEngine:
 
     async def program(self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None) -> Outcome:
         return Outcome(verb.value, Applied.IGNORED, "unsupported")
+
+    async def told(self, program: ProgramRef, finish: Finish, tool: str | None) -> None:
+        pass
+
+    async def programs(self, owner: str | None, limit: int = MAX_LISTED) -> list[ProgramInfo]:
+        return []
 
 
 def braid_context() -> ServerContext:

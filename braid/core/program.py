@@ -79,6 +79,45 @@ class Outcome(NamedTuple):
     reason: str | None = None
 
 
+class ProgramInfo(NamedTuple):
+    """What the engine knows of one program at one moment.
+
+    Args:
+        owner, program, parent: ids as in ``ProgramRef``.
+        num_turns: turns that have ended.
+        num_tokens: of the latest ended turn, prompt and answer.
+        num_waiting, num_running: turns under way.
+        num_working: turns under way of its sub-agents.
+        idle_s: seconds since its latest turn came or ended; 0 while one is under way.
+        finish: how its latest turn ended, a ``braid.policy.agents.program.Finish``.
+        tool: the tools that it called; None without.
+        num_blocks: full blocks that it left.
+        num_device_blocks: of those from the first on, as many as are on the device.
+        num_lower_blocks: of the others, as many as follow in the tier below.
+        is_protected: whether a lifetime that its client wished is honoured now.
+        lease_s: seconds until its lease ends; None without one.
+        return_s: seconds from now until it is expected back, median; None where nobody knows.
+    """
+
+    owner: str
+    program: str
+    parent: str | None = None
+    num_turns: int = 0
+    num_tokens: int = 0
+    num_waiting: int = 0
+    num_running: int = 0
+    num_working: int = 0
+    idle_s: float = 0.0
+    finish: str = "unknown"
+    tool: str | None = None
+    num_blocks: int = 0
+    num_device_blocks: int = 0
+    num_lower_blocks: int = 0
+    is_protected: bool = False
+    lease_s: float | None = None
+    return_s: float | None = None
+
+
 class ProgramVerb(StrEnum):
     """What a client may ask for one of its programs between two turns."""
 

@@ -22,7 +22,7 @@ from braid.core.config import EngineConfig
 from braid.core.env import engine_environment
 from braid.core.errors import BraidError, EngineDeadError
 from braid.core.faults import Fault
-from braid.core.program import Outcome, ProgramRef, ProgramVerb
+from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb
 from braid.core.request import Delta
 from braid.engine.heartbeat import BEATS, Heartbeat
 from braid.engine.inbox import Inbox
@@ -34,19 +34,23 @@ from braid.engine.messages import (
     Failed,
     FromEngine,
     Generate,
+    GetPrograms,
     GetStats,
     Ping,
     Pong,
+    ProgramList,
     Progress,
     Ready,
     Refused,
     Start,
     Stats,
     Stop,
+    TellFinish,
     ToEngine,
     as_error,
 )
-from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+from braid.engine.protocol import MAX_LISTED, EngineInfo, EngineStats, GenerateRequest
+from braid.policy.agents.program import Finish
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +244,19 @@ class ProcessClient:
         answer: Outcome = await self._ask(ActOnProgram(next(self._numbers), verb, program, seconds))
         return answer
 
-    async def _ask(self, question: GetStats | ActOnProgram) -> Any:
+    async def told(self, program: ProgramRef, finish: Finish, tool: str | None) -> None:
+        """See ``EngineClient.told``."""
+        if self._ready and self._engine is not None:
+            with contextlib.suppress(EngineDeadError):
+                await self._engine.send(TellFinish(program, finish, tool))
+
+    async def programs(self, owner: str | None, limit: int = MAX_LISTED) -> list[ProgramInfo]:
+        """See ``EngineClient.programs``."""
+        question = GetPrograms(next(self._numbers), owner, min(limit, MAX_LISTED))
+        answer: list[ProgramInfo] = await self._ask(question)
+        return answer
+
+    async def _ask(self, question: GetStats | ActOnProgram | GetPrograms) -> Any:
         """Send a message that is answered by one with the same ticket."""
         engine = self._require_engine()
         ticket: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -382,6 +398,8 @@ class ProcessClient:
             engine.heartbeat.hear(message.pulse)
         elif isinstance(message, ActedOnProgram):
             self._answer(engine, message.ticket, message.outcome)
+        elif isinstance(message, ProgramList):
+            self._answer(engine, message.ticket, message.programs)
         elif isinstance(message, Failed):
             self._answer(engine, message.ticket, BraidError(message.message))
         elif isinstance(message, Progress):
@@ -389,7 +407,9 @@ class ProcessClient:
         elif isinstance(message, Ready):
             self._become_ready(message)
 
-    def _answer(self, engine: _Engine, number: int, answer: EngineStats | Outcome | BraidError) -> None:
+    def _answer(
+        self, engine: _Engine, number: int, answer: EngineStats | Outcome | list[ProgramInfo] | BraidError
+    ) -> None:
         ticket = engine.tickets.get(number)
         if ticket is None or ticket.done():  # whoever asked may have gone
             return

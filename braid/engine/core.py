@@ -12,12 +12,13 @@ from typing import NamedTuple
 from braid.core.constraint import Constraint
 from braid.core.errors import BraidError, EngineDeadError, InvalidParameterError
 from braid.core.faults import Faults
-from braid.core.program import Outcome, ProgramRef, ProgramVerb
+from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb
 from braid.core.request import Delta, Request
 from braid.engine.agent_log import AgentLog
 from braid.engine.grammar import Grammar, Grammars
 from braid.engine.heartbeat import Pulse
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+from braid.policy.agents.program import Finish
 from braid.runner.runner import Runner
 from braid.sched.loop import Loop
 from braid.sched.scheduler import Scheduler
@@ -123,6 +124,20 @@ class EngineCore:
         """
         self._require_alive()
         return self._loop.post(lambda scheduler, now: scheduler.program(verb, program, seconds, now))
+
+    def told(self, program: ProgramRef, finish: Finish, tool: str | None) -> None:
+        """How a program's latest turn has ended; nobody waits for it. Safe from any thread."""
+        if self.is_alive:
+            self._loop.post(lambda scheduler, now: scheduler.told(program, finish, tool, now))
+
+    def programs(self, owner: str | None, limit: int) -> Future[list[ProgramInfo]]:
+        """The latest programs of ``owner`` (of all if None), at most ``limit``. Safe from any thread.
+
+        Raises:
+            EngineDeadError: the loop has ended.
+        """
+        self._require_alive()
+        return self._loop.post(lambda scheduler, now: scheduler.programs(owner, limit, now))
 
     def close(self) -> None:
         """Stop after the step in flight; unfinished requests get an error."""

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from braid.core.errors import BraidError
-from braid.core.program import Outcome, ProgramRef, ProgramVerb
+from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb
 from braid.core.request import Delta
 from braid.engine.core import EngineCore
-from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+from braid.engine.protocol import MAX_LISTED, EngineInfo, EngineStats, GenerateRequest
+from braid.policy.agents.program import Finish
 
 
 class LocalClient:
@@ -62,3 +63,11 @@ class LocalClient:
     async def program(self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None) -> Outcome:
         """See ``EngineClient.program``."""
         return await asyncio.wrap_future(self._core.program(verb, program, seconds))
+
+    async def told(self, program: ProgramRef, finish: Finish, tool: str | None) -> None:
+        """See ``EngineClient.told``."""
+        self._core.told(program, finish, tool)
+
+    async def programs(self, owner: str | None, limit: int = MAX_LISTED) -> list[ProgramInfo]:
+        """See ``EngineClient.programs``."""
+        return await asyncio.wrap_future(self._core.programs(owner, min(limit, MAX_LISTED)))

@@ -15,10 +15,11 @@ from braid.core.errors import (
     OverloadedError,
 )
 from braid.core.faults import Fault
-from braid.core.program import Outcome, ProgramRef, ProgramVerb
+from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb
 from braid.core.request import Delta
 from braid.engine.heartbeat import Pulse
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+from braid.policy.agents.program import Finish
 
 
 class Start(msgspec.Struct, tag=True):
@@ -53,6 +54,20 @@ class ActOnProgram(msgspec.Struct, tag=True):
     verb: ProgramVerb
     program: ProgramRef
     seconds: float | None = None
+
+
+class TellFinish(msgspec.Struct, tag=True):
+    """How a program's latest turn has ended; not answered."""
+
+    program: ProgramRef
+    finish: Finish
+    tool: str | None = None
+
+
+class GetPrograms(msgspec.Struct, tag=True):
+    ticket: int
+    owner: str | None
+    limit: int
 
 
 class Stop(msgspec.Struct, tag=True):
@@ -108,8 +123,13 @@ class ActedOnProgram(msgspec.Struct, tag=True):
     outcome: Outcome
 
 
-ToEngine = Generate | Abort | GetStats | Ping | ActOnProgram | Stop
-FromEngine = Progress | Ready | Deltas | Refused | Stats | Pong | Failed | ActedOnProgram
+class ProgramList(msgspec.Struct, tag=True):
+    ticket: int
+    programs: list[ProgramInfo]
+
+
+ToEngine = Generate | Abort | GetStats | Ping | ActOnProgram | TellFinish | GetPrograms | Stop
+FromEngine = Progress | Ready | Deltas | Refused | Stats | Pong | Failed | ActedOnProgram | ProgramList
 
 _PLAIN_ERRORS: dict[str, type[BraidError]] = {
     cls.__name__: cls for cls in (CapacityError, CheckpointError, EngineDeadError, ModelNotFoundError)

@@ -31,14 +31,17 @@ from braid.engine.messages import (
     Failed,
     FromEngine,
     Generate,
+    GetPrograms,
     GetStats,
     Ping,
     Pong,
+    ProgramList,
     Progress,
     Ready,
     Start,
     Stats,
     Stop,
+    TellFinish,
     ToEngine,
     refusal,
 )
@@ -208,6 +211,11 @@ def handle(core: EngineCore, wire: Wire, outbox: Outbox, message: ToEngine) -> N
     elif isinstance(message, ActOnProgram):
         acted = core.program(message.verb, message.program, message.seconds)
         _answer(wire, message.ticket, acted, lambda outcome: ActedOnProgram(message.ticket, outcome))
+    elif isinstance(message, TellFinish):
+        core.told(message.program, message.finish, message.tool)
+    elif isinstance(message, GetPrograms):
+        listed = core.programs(message.owner, message.limit)
+        _answer(wire, message.ticket, listed, lambda programs: ProgramList(message.ticket, programs))
 
 
 def _answer(wire: Wire, ticket: int, future: Future[Answer], make: Callable[[Answer], FromEngine]) -> None:

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from braid.core.metrics import EMPTY_HISTOGRAM, Histogram
-from braid.core.program import Outcome, ProgramRef, ProgramVerb, RetainIntent
+from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb, RetainIntent
 from braid.core.request import Delta
 from braid.core.sampling import SamplingParams
+from braid.policy.agents.program import Finish
+
+MAX_LISTED = 1000
+"""Programs that are told of at once."""
 
 
 class GenerateRequest(NamedTuple):
@@ -46,6 +50,10 @@ class EngineInfo:
     """Length of an embedding."""
     pooling: str | None = None
     """How this model's embeddings are made (``last`` or ``mean``); None where it makes none."""
+    agent_policy: str = "lru"
+    """How programs are ordered, admitted and kept."""
+    acts_on: tuple[str, ...] = ("lease_s", "verbs")
+    """Fields of ``RetainIntent`` that make a difference under this policy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +104,9 @@ class EngineStats:
     """How often a turn had been preempted when it ended."""
     agent_log_dropped: int = 0
     """Events that the log of turns could not take."""
+    tiers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By tier below the device (``host``, ``disk``) its blocks: ``slots``, ``used``, ``stored``, ``loaded``, ``failed``,
+    ``evicted``."""
 
 
 class EngineClient(Protocol):
@@ -137,6 +148,22 @@ class EngineClient(Protocol):
 
     async def program(self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None) -> Outcome:
         """Act on what the engine keeps for a program; ``seconds`` is how long to ``pin``.
+
+        Raises:
+            EngineDeadError: the engine is not running.
+        """
+        ...
+
+    async def told(self, program: ProgramRef, finish: Finish, tool: str | None) -> None:
+        """Say how a program's latest turn has ended, by who has read its answer; ``tool`` names what it goes off to do.
+
+        Nobody waits for it and it never fails: what an engine is not told it does without.
+        """
+        ...
+
+    async def programs(self, owner: str | None, limit: int = MAX_LISTED) -> list[ProgramInfo]:
+        """The programs of ``owner`` that were last heard of (of everybody if None), the latest first; at most
+        ``MAX_LISTED``.
 
         Raises:
             EngineDeadError: the engine is not running.

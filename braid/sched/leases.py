@@ -54,6 +54,11 @@ class Leases:
     def next_end(self) -> float | None:
         return self._by_end[0].until if self._by_end else None
 
+    def end_of(self, holder: ProgramId) -> float | None:
+        """When its lease ends; None if it holds none."""
+        lease = self._by_holder.get(holder)
+        return None if lease is None else lease.until
+
     def grant(self, holder: ProgramId, blocks: list[int], until: float) -> int:
         """Hold as many of the first ``blocks`` as the quotas allow, instead of what ``holder`` held; how many."""
         self.end(holder)

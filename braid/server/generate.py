@@ -18,6 +18,8 @@ from braid.server.decode import ChoiceDecoder, ChoiceDelta
 from braid.server.lifecycle import Usage, is_cancelled
 from braid.server.observe.metrics import SequenceTimer, ServerMetrics
 from braid.server.observe.report import CallReport
+from braid.server.programs.endings import ChoiceEnding, combined
+from braid.text.reply import Content
 from braid.text.tokenizer import Tokenizer
 
 _MERGE_BUFFER = 64
@@ -84,6 +86,10 @@ class Generation:
     """A call on its way: iterate over ``choices()`` once, then read ``usage``.
 
     ``admit`` takes the call's share of the quotas when the first choice is asked for; it is given back when they end.
+
+    Args:
+        reads_text: the text is the answer as it stands; if not, whoever reads it also fills ``endings``.
+        fences: see ``ChoiceEnding``.
     """
 
     def __init__(
@@ -93,6 +99,9 @@ class Generation:
         tokenizer: Tokenizer,
         metrics: ServerMetrics,
         admit: Callable[[], AbstractContextManager[object]],
+        *,
+        reads_text: bool = True,
+        fences: bool = True,
     ) -> None:
         self.call = call
         self.num_reasoning_tokens = 0
@@ -104,6 +113,9 @@ class Generation:
         self.outputs = [array("I") for _ in range(len(call.prompts) * call.params.n)]
         """The tokens of each choice so far."""
         self._sequences = call.sequences()
+        self.endings = [ChoiceEnding(fences=fences) for _ in self._sequences]
+        """How each choice has ended."""
+        self._reads_text = reads_text
         self.report = _report(call)
         """What the logs tell of this call."""
         self._decoders = [
@@ -163,7 +175,25 @@ class Generation:
             merged = merge([self._run(index) for index in range(self.num_choices)])
             async with aclosing(merged):
                 async for choice in merged:
+                    if self._reads_text:
+                        self._read(choice)
                     yield choice
+            await self._tell()
+
+    def _read(self, choice: ChoiceDelta) -> None:
+        ending = self.endings[choice.number]
+        ending.add([Content(choice.text)])
+        if choice.finish_reason is not None:
+            ending.end(choice.finish_reason, choice.stop_reason)
+
+    async def _tell(self) -> None:
+        """Tell the engine how the turn has ended. Several prompts are no turn, and of a last one nobody asks."""
+        program = self.call.program
+        if program is None or program.final or len(self.call.prompts) > 1:
+            return
+        ending = combined(self.endings)
+        if ending is not None:
+            await self._engine.told(program, ending.finish, ending.tool)
 
     async def _run(self, index: int) -> Choices:
         sequence, decoder = self._sequences[index], self._decoders[index]

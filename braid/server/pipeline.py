@@ -96,8 +96,12 @@ class Pipeline:
         self.lifecycle = lifecycle
         self.metrics = metrics
         self.quotas = quotas
-        self.programs = Programs(context.config)
+        self.programs = Programs(context.config, acted_on=self._acted_on)
         self._plain_opening: int | None = None
+
+    def _acted_on(self) -> frozenset[str]:
+        info = self.context.engine.info
+        return frozenset() if info is None else frozenset(info.acts_on)
 
     def served_name(self, model: str | None) -> str:
         """The name to answer with; a client may leave the model out.
@@ -136,7 +140,8 @@ class Pipeline:
             keep_special=self._keep_special(),
             default=wanted.default_max_tokens,
         )
-        return Turn(self._generation(request, call, plan), read.readers, wanted.max_calls)
+        generation = self._generation(request, call, plan, reads_text=False, fences=not wanted.tools)
+        return Turn(generation, read.readers, wanted.max_calls)
 
     async def text(self, request: Request, wanted: TextRequest) -> Generation:
         """A generation for given prompts.
@@ -293,7 +298,9 @@ class Pipeline:
         )
         return call, plan
 
-    def _generation(self, request: Request, call: Call, plan: Plan) -> Generation:
+    def _generation(
+        self, request: Request, call: Call, plan: Plan, *, reads_text: bool = True, fences: bool = True
+    ) -> Generation:
         record = record_of(request)
         num_tokens = sum(len(prompt) for prompt in call.prompts)
         num_sequences = len(call.prompts) * call.params.n
@@ -316,6 +323,8 @@ class Pipeline:
             self.context.tokenizer,
             self.metrics,
             admit=admitted,
+            reads_text=reads_text,
+            fences=fences,
         )
         record.usage = lambda: generation.usage
         record.call = generation.report

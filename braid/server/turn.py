@@ -155,8 +155,11 @@ class Turn:
             reason = "tool_calls"
         elif reason == "stop" and reader.num_calls:
             reason = "tool_calls"
+        ending = self.generation.endings[choice.number]
+        ending.add(kept)
         if reason is not None:
             self.generation.report.finish_reasons[choice.number] = reason
+            ending.end(reason, choice.stop_reason)
         return TurnDelta(choice.number, kept, choice.tokens, reason, choice.stop_reason)
 
     def _within_limit(self, parts: Sequence[ReplyPart]) -> Sequence[ReplyPart]:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from braid.checkpoint.open import open_checkpoint
 from braid.checkpoint.resolve import resolve
-from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
+from braid.core.program import Applied, Outcome, ProgramInfo, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason
-from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+from braid.engine.protocol import MAX_LISTED, EngineInfo, EngineStats, GenerateRequest
+from braid.policy.agents.program import Finish
 from braid.server.config import ServerConfig, ServerContext
 from braid.server.serve import bind, run
 from braid.text.detect import detect_format
@@ -70,6 +71,12 @@ class ScriptedEngine:
 
     async def program(self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None) -> Outcome:
         return Outcome(verb.value, Applied.APPLIED)
+
+    async def told(self, program: ProgramRef, finish: Finish, tool: str | None) -> None:
+        pass
+
+    async def programs(self, owner: str | None, limit: int = MAX_LISTED) -> list[ProgramInfo]:
+        return []
 
 
 def scripted_reply(prompt: str) -> str:

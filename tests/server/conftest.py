@@ -19,11 +19,13 @@ from braid.checkpoint.open import open_checkpoint
 from braid.checkpoint.resolve import resolve
 from braid.core.constraint import Constraint
 from braid.core.errors import BraidError, EngineDeadError
-from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
+from braid.core.program import Applied, Outcome, ProgramInfo, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, TokenLogprobs
-from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+from braid.engine.protocol import MAX_LISTED, EngineInfo, EngineStats, GenerateRequest
+from braid.policy.agents.program import Finish
 from braid.server.app import create_app
 from braid.server.config import ServerConfig, ServerContext
+from braid.server.programs.intent import ACTED_ON
 from braid.text.reply import CallArguments, CallEnd, CallStart, Content, Reasoning, ReplyPart, ReplyReader
 from braid.text.reply_format import PlainFormat
 from braid.text.template import ChatTemplate
@@ -47,7 +49,8 @@ class FakeEngine:
     ``reply`` is a text, or a function from the prompt's text to one. ``hold_after`` tokens the stream waits for
     ``go``. ``error`` is raised before the first delta, or after ``fail_after`` tokens. ``delta_error`` makes the
     engine report the failure of one request. ``pooling`` makes it a model that embeds: ``embed`` gives the vector of
-    a prompt's token ids. Programs are asked for through ``verbs``, and answered with ``outcome``.
+    a prompt's token ids. Programs are asked for through ``verbs``, and answered with ``outcome``; how their turns
+    ended goes to ``endings``, and ``listed`` are those it tells of. It acts on the wishes ``acts_on``.
     """
 
     reply: str | Callable[[str], str] = "Hello, wörld! 😀"
@@ -69,6 +72,9 @@ class FakeEngine:
     embed: Callable[[tuple[int, ...]], tuple[float, ...]] = lambda ids: (3.0, 4.0, 0.0, float(len(ids)))
     verbs: list[tuple[ProgramVerb, ProgramRef, float | None]] = field(default_factory=list)
     outcome: Applied = Applied.APPLIED
+    endings: list[tuple[ProgramRef, Finish, str | None]] = field(default_factory=list)
+    listed: list[ProgramInfo] = field(default_factory=list)
+    acts_on: tuple[str, ...] = tuple(sorted(ACTED_ON))
 
     def text_for(self, prompt: tuple[int, ...]) -> str:
         """What the engine answers a prompt with."""
@@ -93,6 +99,8 @@ class FakeEngine:
             torch_version="2",
             hidden_size=len(self.embed((0,))),
             pooling=self.pooling,
+            agent_policy="braid",
+            acts_on=self.acts_on,
         )
 
     @property
@@ -117,6 +125,14 @@ class FakeEngine:
             raise EngineDeadError("the engine is down")
         self.verbs.append((verb, program, seconds))
         return Outcome(verb.value, self.outcome)
+
+    async def told(self, program: ProgramRef, finish: Finish, tool: str | None) -> None:
+        self.endings.append((program, finish, tool))
+
+    async def programs(self, owner: str | None, limit: int = MAX_LISTED) -> list[ProgramInfo]:
+        if not self.ready:
+            raise EngineDeadError("the engine is down")
+        return [info for info in self.listed if owner in (None, info.owner)][:limit]
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         self.seen.append(request)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from braid.core.program import Applied, Outcome, RetainIntent
+from braid.policy.agents.wishes import ALWAYS, FORESIGHT, LIFETIMES
 from braid.server.programs.fields import count, dig, integer, milliseconds, text, ttl, wrong
 
 MAX_BOUNDARIES = 4
@@ -18,8 +19,9 @@ DEFAULT_TTL = 300.0
 """Seconds that a cache control without a ``ttl`` asks for."""
 IN_MEMORY_SECONDS = 3600.0
 """The longest that ``prompt_cache_retention: in_memory`` keeps a prefix."""
-ACTED_ON = frozenset(("lease_s",))
-"""The wishes that the engine acts on today; the others are carried along for policies to come."""
+ACTED_ON = frozenset((*ALWAYS, *FORESIGHT, *LIFETIMES))
+"""The wishes that the default policy acts on; others act on fewer. The rest is checked and has no effect: a priority
+that anybody may hint, beside the field ``priority``, would soon be everybody's."""
 
 BRAID, DIALECT = 0, 1
 """An explicit field of ours beats one of a dialect."""
@@ -276,7 +278,7 @@ def _merge(
     if values.get("min_s", 0.0) > values.get("max_s", float("inf")):
         values["min_s"], clipped["min_s"] = values["max_s"], "superseded"
     outcomes = [_outcome(wish, reasons.get(wish), clipped, acted_on) for wish in wishes]
-    outcomes += [Outcome(f"verbs.{verb}", *_state("verbs", None, acted_on)) for verb in verbs]
+    outcomes += [_verb_outcome(verb, verbs, acted_on) for verb in verbs]
     sources = tuple(dict.fromkeys(wish.path for wish in wishes))
     return RetainIntent(**values, verbs=verbs, sources=sources), outcomes
 
@@ -291,6 +293,17 @@ def _outcome(wish: Wish, reason: str | None, clipped: Mapping[str, str], acted_o
     if reason is not None:
         return Outcome(wish.path, Applied.IGNORED, reason)
     return Outcome(wish.path, *_state(wish.sets, clipped.get(wish.sets), acted_on))
+
+
+def _verb_outcome(verb: str, verbs: Sequence[str], acted_on: frozenset[str]) -> Outcome:
+    """A request brings back by itself what it can reuse, so a wish to prefetch is granted; the others wait for its
+    end, where giving up beats setting aside."""
+    wish = f"verbs.{verb}"
+    if verb == "prefetch" and "verbs" in acted_on:
+        return Outcome(wish, Applied.APPLIED)
+    if verb == "demote" and "evict" in verbs:
+        return Outcome(wish, Applied.IGNORED, "superseded")
+    return Outcome(wish, *_state("verbs", None, acted_on))
 
 
 def _state(name: str, clipped: str | None, acted_on: frozenset[str]) -> tuple[Applied, str | None]:

@@ -15,7 +15,7 @@ from braid.server.config import ServerConfig
 from braid.server.lifecycle import RequestRecord, Usage
 from braid.server.programs.fields import dig, flag
 from braid.server.programs.identity import Identity, resolve
-from braid.server.programs.intent import Wishes, read_wishes
+from braid.server.programs.intent import ACTED_ON, Wishes, read_wishes
 from braid.server.programs.lineage import Lineage, Node, Prompt
 
 OUTCOMES_HEADER = b"x-braid-outcomes"
@@ -118,10 +118,21 @@ class _Owner:
 
 
 class Programs:
-    """One per application. All but ``read`` and ``look`` belongs to the event loop's thread."""
+    """One per application. All but ``read`` and ``look`` belongs to the event loop's thread.
 
-    def __init__(self, config: ServerConfig, clock: Clock = time.monotonic) -> None:
+    Args:
+        acted_on: the wishes that the engine acts on.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        clock: Clock = time.monotonic,
+        *,
+        acted_on: Callable[[], frozenset[str]] = lambda: ACTED_ON,
+    ) -> None:
         self._config = config
+        self._acted_on = acted_on
         self._clock = clock
         self._owners: dict[str, _Owner] = {}
 
@@ -133,7 +144,7 @@ class Programs:
         """
         sent = list(headers)
         identity = resolve(sent, record.body, record.principal.name)
-        wishes = read_wishes(record.body, max_ttl=self._config.max_ttl)
+        wishes = read_wishes(record.body, max_ttl=self._config.max_ttl, acted_on=self._acted_on())
         record.session_id = None if identity.program is None else identity.program.program
         record.wants_outcomes = _wants_outcomes(sent, record.body)
         record.outcomes.extend((*identity.outcomes, *wishes.outcomes))

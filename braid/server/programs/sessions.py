@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from braid.core.errors import InvalidParameterError
-from braid.core.program import Applied, Outcome, ProgramVerb
+from braid.core.errors import BraidError, InvalidParameterError
+from braid.core.program import Applied, Outcome, ProgramInfo, ProgramVerb
 from braid.server.errors import HttpError, json_response
 from braid.server.guard.body import echo, read_json
 from braid.server.pipeline import Pipeline, record_of
@@ -40,14 +40,16 @@ class SessionRoutes:
     async def sessions(self, request: Request) -> Response:
         """``?limit=`` of them, ``?after=`` an id; the oldest first."""
         limit = _limit(request.query_params.get("limit"))
-        states = self._programs.of(record_of(request).principal.name)
+        owner = record_of(request).principal.name
+        states = self._programs.of(owner)
         after = request.query_params.get("after")
         if after is not None:
             known = [state.ref.program for state in states]
             if after not in known:
                 raise InvalidParameterError(f"after names no session: {echo(after)}", param="after")
             states = states[known.index(after) + 1 :]
-        shown = [self._shown(state) for state in states[:limit]]
+        known_to_engine = await self._in_engine(owner)
+        shown = [self._shown(state, known_to_engine.get(state.ref.program)) for state in states[:limit]]
         return json_response(
             {
                 "object": "list",
@@ -57,6 +59,13 @@ class SessionRoutes:
                 "has_more": len(states) > limit,
             }
         )
+
+    async def _in_engine(self, owner: str) -> dict[str, ProgramInfo]:
+        """What the engine knows of an owner's latest programs; nothing while it is away."""
+        try:
+            return {info.program: info for info in await self._engine.programs(owner)}
+        except BraidError:
+            return {}
 
     async def close(self, request: Request) -> Response:
         """No turn follows: what is kept for the program goes now."""
@@ -114,10 +123,9 @@ class SessionRoutes:
             }
         )
 
-    def _shown(self, state: ProgramState) -> dict[str, Any]:
+    def _shown(self, state: ProgramState, info: ProgramInfo | None) -> dict[str, Any]:
         now = self._programs.now()
         prompts = state.num_prompt_tokens
-        lease = None if state.lease_until is None else round(max(0.0, state.lease_until - now), 3)
         return {
             "id": state.ref.program,
             "object": "session",
@@ -132,8 +140,33 @@ class SessionRoutes:
             "cached_share": round(state.num_cached_tokens / prompts, 4) if prompts else 0.0,
             "age_seconds": round(now - state.first_seen, 3),
             "idle_seconds": 0.0 if state.active else round(now - state.last_seen, 3),
-            "lease_seconds": lease or None,
+            "lease_seconds": _lease(state, info, now),
+            "finish": None if info is None or not info.num_turns else info.finish,
+            "tool": None if info is None else info.tool,
+            "expected_return_seconds": _rounded(None if info is None else info.return_s),
+            "kv": None if info is None else _where(info),
         }
+
+
+def _lease(state: ProgramState, info: ProgramInfo | None, now: float) -> float | None:
+    """Seconds left; the engine knows best, as leases may be cut or end early."""
+    if info is not None and info.num_turns:
+        return _rounded(info.lease_s) or None
+    return None if state.lease_until is None else _rounded(max(0.0, state.lease_until - now)) or None
+
+
+def _where(info: ProgramInfo) -> dict[str, Any]:
+    """Where the blocks of a program's latest turn live; those of neither place would be computed anew."""
+    return {
+        "blocks": info.num_blocks,
+        "device_blocks": info.num_device_blocks,
+        "lower_blocks": info.num_lower_blocks,
+        "protected": info.is_protected,
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _limit(value: str | None) -> int:

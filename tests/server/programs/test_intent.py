@@ -10,6 +10,7 @@ from braid.server.programs.intent import IN_MEMORY_SECONDS, read_wishes
 
 HOUR = 3600.0
 EVERYTHING = frozenset(("min_s", "max_s", "priority", "lease_s", "verbs"))
+LATER, NEVER = (Applied.DEFERRED, None), (Applied.IGNORED, "unsupported")
 
 
 def intent_of(body: dict[str, Any], **settings: Any) -> RetainIntent:
@@ -119,6 +120,91 @@ def test_every_spelling(body: dict[str, Any], expected: dict[str, Any]) -> None:
     ):
         assert getattr(intent, name) == expected.get(name, getattr(defaults, name)), name
     assert len(read_wishes(body, max_ttl=HOUR).outcomes) >= 1
+
+
+EVERY_ROW: list[tuple[str, dict[str, Any], dict[str, tuple[Applied, str | None]]]] = [
+    ("openai ttl", {"prompt_cache_options": {"ttl": "30m"}}, {"prompt_cache_options.ttl": LATER}),
+    ("openai retention", {"prompt_cache_retention": "24h"}, {"prompt_cache_retention": LATER}),
+    (
+        "a breakpoint",
+        {"messages": [{"prompt_cache_breakpoint": {}}]},
+        {"blocks.prompt_cache_breakpoint": LATER},
+    ),
+    ("anthropic block", {"system": [block(ttl="1h")]}, {"blocks.cache_control": LATER}),
+    ("anthropic top level", {"cache_control": {"type": "ephemeral"}}, {"cache_control": LATER}),
+    ("vllm ttl", {"agent_hint": {"cache_control": {"ttl": 9}}}, {"agent_hint.cache_control": LATER}),
+    (
+        "vllm verbs",
+        {"agent_hint": {"context_management": {"edits": ["offload", "prefetch"]}}},
+        {"verbs.demote": LATER, "verbs.prefetch": (Applied.APPLIED, None)},
+    ),
+    (
+        "vllm verbs in conflict",
+        {"agent_hint": {"context_management": {"edits": ["offload", "evict"]}}},
+        {"verbs.demote": (Applied.IGNORED, "superseded"), "verbs.evict": LATER},
+    ),
+    (
+        "dynamo",
+        {
+            "nvext": {
+                "agent_hints": {"iat": 250, "priority": 1, "osl": 5, "prefix_id": "p", "total_requests": 2}
+            }
+        },
+        {
+            "nvext.agent_hints.iat": LATER,
+            "nvext.agent_hints.priority": NEVER,
+            "nvext.agent_hints.osl": NEVER,
+            "nvext.agent_hints.prefix_id": NEVER,
+            "nvext.agent_hints.total_requests": NEVER,
+        },
+    ),
+    ("dynamo ttl", {"nvext": {"cache_control": {}}}, {"nvext.cache_control": LATER}),
+    (
+        "sglang",
+        {"agent_hints": {"cache_ttl_ms": 5, "expected_tool_duration_ms": 5, "reuse_hint": "high"}},
+        {
+            "agent_hints.cache_ttl_ms": LATER,
+            "agent_hints.expected_tool_duration_ms": LATER,
+            "agent_hints.reuse_hint": NEVER,
+        },
+    ),
+    (
+        "continuum",
+        {"this_func_call": "f", "last_func_call": "g"},
+        {"this_func_call": LATER, "last_func_call": LATER},
+    ),
+    (
+        "braid",
+        {
+            "agent_hints": {
+                "priority": 3,
+                "osl": 10,
+                "deadline_s": 2.5,
+                "lease_s": 60,
+                "tool": {"name": "f", "expected_s": 4, "p90_s": 9},
+            }
+        },
+        {
+            "agent_hints.priority": NEVER,
+            "agent_hints.osl": NEVER,
+            "agent_hints.deadline_s": NEVER,
+            "agent_hints.lease_s": LATER,
+            "agent_hints.tool.name": LATER,
+            "agent_hints.tool.expected_s": LATER,
+            "agent_hints.tool.p90_s": LATER,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"), [row[1:] for row in EVERY_ROW], ids=[row[0] for row in EVERY_ROW]
+)
+def test_what_becomes_of_every_spelling(
+    body: dict[str, Any], expected: dict[str, tuple[Applied, str | None]]
+) -> None:
+    told = {outcome.wish: outcome[1:] for outcome in read_wishes(body, max_ttl=HOUR).outcomes}
+    assert told == expected
 
 
 def test_no_wish() -> None:
@@ -268,8 +354,10 @@ class TestMerging:
         assert told == {
             "agent_hints.lease_s": (Applied.DEFERRED, None),
             "agent_hints.osl": (Applied.IGNORED, "unsupported"),
-            "cache_control": (Applied.IGNORED, "unsupported"),
+            "cache_control": (Applied.DEFERRED, None),
         }
+        few = read_wishes(body, max_ttl=HOUR, acted_on=frozenset(("verbs",)))
+        assert {outcome[1:] for outcome in few.outcomes} == {(Applied.IGNORED, "unsupported")}
 
     def test_the_explicit_mode_needs_marks(self) -> None:
         options = {"prompt_cache_options": {"mode": "explicit", "ttl": "30m"}}

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from braid.core.program import Applied, ProgramVerb
+from braid.core.program import Applied, ProgramInfo, ProgramVerb
 from braid.server.config import ServerConfig
 
 CHAT = "/v1/chat/completions"
@@ -74,6 +74,31 @@ class TestNamed:
         assert shown["cached_tokens"] == 6
         assert 0 < shown["cached_share"] < 1
         assert shown["lease_seconds"] is None
+
+    async def test_where_its_kv_lives(self, client: httpx.AsyncClient, engine: Any) -> None:
+        await chat(client, [said("hi")], session_id="s-1", agent_hints={"lease_s": 30})
+        await chat(client, [said("hi")], session_id="s-2")
+        (shown, _) = await listed(client)
+        assert (shown["kv"], shown["finish"], shown["expected_return_seconds"]) == (None, None, None)
+        engine.listed = [
+            ProgramInfo("", "s-1", num_turns=1, finish="tool", tool="pytest", num_blocks=9)._replace(
+                num_device_blocks=5, num_lower_blocks=3, is_protected=True, lease_s=12.5, return_s=2.0
+            ),
+            ProgramInfo("another key", "s-2", num_turns=7, finish="text"),
+        ]
+        shown, other = await listed(client)
+        assert shown["kv"] == {"blocks": 9, "device_blocks": 5, "lower_blocks": 3, "protected": True}
+        assert (shown["finish"], shown["tool"]) == ("tool", "pytest")
+        assert (shown["expected_return_seconds"], shown["lease_seconds"]) == (2.0, 12.5)
+        assert other["kv"] is None
+
+    async def test_without_an_engine_they_are_still_listed(
+        self, client: httpx.AsyncClient, engine: Any
+    ) -> None:
+        await chat(client, [said("hi")], session_id="s-1")
+        engine.ready = False
+        (shown,) = await listed(client)
+        assert (shown["id"], shown["kv"]) == ("s-1", None)
 
     async def test_the_last_turn_ends_it(self, client: httpx.AsyncClient, engine: Any) -> None:
         await chat(client, [said("hi")], session_id="s-1")
@@ -203,6 +228,18 @@ class TestWishes:
             for stream in (False, True):
                 answer = await chat(client, [said("hi")], stream=stream, **hints, **more)
                 assert answer.headers["x-braid-outcome"] == expected
+
+    async def test_only_what_the_engine_acts_on_is_promised(
+        self, client: httpx.AsyncClient, engine: Any
+    ) -> None:
+        hints = {"agent_hints": {"lease_s": 5, "tool": {"name": "f"}}, "braid": {"outcomes": True}}
+        answer = await chat(client, [said("hi")], **hints)
+        told = "agent_hints.lease_s=deferred, agent_hints.tool.name=deferred"
+        assert answer.headers["x-braid-outcome"] == told
+        engine.acts_on = ("lease_s",)
+        answer = await chat(client, [said("hi")], **hints)
+        told = "agent_hints.lease_s=deferred, agent_hints.tool.name=ignored; reason=unsupported"
+        assert answer.headers["x-braid-outcome"] == told
 
     async def test_outcomes_are_counted(self, client: httpx.AsyncClient) -> None:
         await chat(client, [said("hi")], agent_hints={"lease_s": 30, "osl": 7})
