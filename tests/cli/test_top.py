@@ -12,7 +12,8 @@ from rich.console import Console
 from braid.cli import main
 from braid.cli.top import Watcher, _base
 from braid.cli.top_data import Buckets, History, parse
-from braid.cli.top_view import _clock, frame
+from braid.cli.top_parts import clock, short
+from braid.cli.top_view import frame
 from braid.core.errors import BraidError, InvalidParameterError
 
 INF = float("inf")
@@ -44,7 +45,26 @@ SESSION = {
     "cached_share": 0.875,
     "idle_seconds": 61.0,
     "lease_seconds": 30.0,
+    "state": "tool",
+    "finish": "tool",
+    "tool": "grep\x1b[1m",
+    "expected_return_seconds": 12.5,
+    "kv": {"blocks": 20, "device_blocks": 10, "lower_blocks": 5},
 }
+KEPT = """
+braid_prompt_tokens_by_origin_total{origin="device_hit"} 700.0
+braid_prompt_tokens_by_origin_total{origin="host_reload"} 30.0
+braid_prompt_tokens_by_origin_total{origin="disk_reload"} 20.0
+braid_prompt_tokens_by_origin_total{origin="recompute"} 50.0
+braid_prompt_tokens_by_origin_total{origin="compulsory"} 200.0
+braid_programs_kept_total{outcome="handed over"} 6.0
+braid_programs_kept_total{outcome="lost"} 1.0
+braid_programs_kept_total{outcome="pressure"} 1.0
+braid_programs_kept_total{outcome="final"} 9.0
+braid_oldest_newcomer_wait_seconds{} 75.0
+braid_first_turn_ttft_seconds_bucket{le="1.0"} 10.0
+braid_first_turn_ttft_seconds_bucket{le="+Inf"} 10.0
+"""
 
 
 def text(prompt: float = 100, *, hits: float = 0, few: float = 0, most: float = 0, up: int = 1) -> str:
@@ -128,10 +148,74 @@ def test_a_frame_fits_and_tells(size: tuple[int, int]) -> None:
     whole = "\n".join(lines)
     for words in ("● ready", "rejected 9", "used 30", "leased 10", "free 40", "prefix hits 50%", "100 tok/s"):
         assert words in whole, words
-    assert "12,345" in whole
-    assert "88%" in whole
-    assert "1:01" in whole
-    assert "more" in whole
+    for words in ("12.4k", "tool", "1:01", "12s", "grep", "more"):
+        assert words in whole, words
+    assert ("88%" in whole) == (size[0] == 160)
+    assert "█" * 5 + "▓▓" in whole, "half of its blocks are on the device"
+
+
+def kept() -> History:
+    known = history()
+    known.add(parse(text(300, hits=110) + KEPT, 4.0))
+    return known
+
+
+def test_what_became_of_programs_stands_below_them() -> None:
+    lines = shown(kept()).splitlines()
+    assert len(lines) <= 24
+    assert "newcomers wait 1:15" in lines[-1]
+    assert "KV there on return 75%" in lines[-1]
+    assert "recompute ÷ compulsory 0.25" in lines[-1]
+
+
+def test_a_tall_terminal_shows_where_tokens_came_from() -> None:
+    lines = shown(kept(), 120, 40).splitlines()
+    assert len(lines) <= 40
+    whole = "\n".join(lines)
+    for words in ("device hit 700", "reload 50", "recompute 50", "handed over 6", "final 9"):
+        assert words in whole, words
+    assert "of first turns 500" in whole
+    assert "of later –" in whole
+
+
+def test_a_server_that_counts_none_of_it() -> None:
+    whole = shown(history(), 120, 40)
+    assert "newcomers" not in whole
+    assert "device hit" not in whole
+
+
+@pytest.mark.parametrize(
+    ("session", "words"),
+    [
+        ({"id": "x", "active_turns": 1, "idle_seconds": 0}, ("running", "–")),
+        ({"id": "x", "state": "waiting", "active_turns": 1}, ("waiting",)),
+        ({"id": "x", "idle_seconds": 9.0}, ("idle", "9s")),
+        ({"id": "x", "idle_seconds": 9.0, "expected_return_seconds": 0.0}, ("now",)),
+        ({"id": "x", "state": ["odd"], "kv": "odd", "finish": 3, "turns": "many"}, ("idle", "0")),
+        ({"id": "x", "finish": "length", "tool": "old"}, ("length",)),
+        ({"id": "x", "kv": {"blocks": 4}}, ("░░░░",)),
+    ],
+)
+def test_a_program_s_line(session: dict[str, Any], words: tuple[str, ...]) -> None:
+    known = history()
+    known.sessions = [session]
+    line = shown(known).splitlines()[-2]
+    for word in words:
+        assert word in line, line
+
+
+def test_those_under_way_come_first() -> None:
+    known = history()
+    known.sessions = [SESSION, {**SESSION, "id": "busy", "active_turns": 1, "idle_seconds": 70.0}]
+    whole = shown(known)
+    assert whole.index("busy") < whole.index("agent")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0"), (950, "950"), (12_345, "12.3k"), (4.5e6, "4.5M"), (2e9, "2.0G")]
+)
+def test_short_numbers(count: float, words: str) -> None:
+    assert short(count) == words
 
 
 def test_ids_cannot_write_to_the_terminal() -> None:
@@ -143,7 +227,7 @@ def test_before_the_first_answer_and_after_the_last() -> None:
     whole = shown(history(), problem="cannot reach it")
     assert "unreachable" in whole
     assert "cannot reach it" in whole
-    assert "12,345" in whole
+    assert "12.4k" in whole
     assert len(whole.splitlines()) <= 24
 
 
@@ -161,7 +245,7 @@ def test_servers_without_programs_or_engine() -> None:
     ("seconds", "words"), [(7, "7s"), (187, "3:07"), (7387, "2:03:07"), (442_800, "5d 3h")]
 )
 def test_clock(seconds: float, words: str) -> None:
-    assert _clock(seconds) == words
+    assert clock(seconds) == words
 
 
 @pytest.mark.parametrize("url", ["http://h:1", "h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
@@ -218,7 +302,7 @@ def test_once(server: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", server, "--once", "--interval", "0.1", "--api-key", "secret"]) == 0
     out = capsys.readouterr().out
     assert "ready" in out
-    assert "12,345" in out
+    assert "12.4k" in out
 
 
 @pytest.mark.parametrize("server", [{"key": "secret"}], indirect=True)
