@@ -65,6 +65,7 @@ def make_run(make_head: Callable[..., RunHead]) -> Callable[..., Run]:
             "group": range(num),
             "program": [f"lone-{number}" for number in range(num)],
             "turn": [0] * num,
+            "parent": [None] * num,
             "start_s": [outcome.scheduled_s for outcome in outcomes],
             "after": [[]] * num,
             "delay_s": [0.0] * num,

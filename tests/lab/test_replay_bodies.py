@@ -33,7 +33,8 @@ FORMS: tuple[Form, ...] = ("ids", "text", "chat")
 
 def plan_of(rows: list[dict[str, Any]], **options: Any) -> ReplayPlan:
     usual = {
-        "turn": 0, "start_s": 0.0, "after": [], "delay_s": 0.0, "out_tok": 4, "cancel_after_tok": None, "shared_tok": 0,
+        "turn": 0, "parent": None, "start_s": 0.0, "after": [], "delay_s": 0.0, "out_tok": 4, "cancel_after_tok": None,
+        "shared_tok": 0,
     }  # fmt: skip
     full = [
         {**usual, "request": at, "group": at, "program": f"row {at}", "source_row": at}
@@ -220,6 +221,14 @@ def test_programs_are_named_and_end(tmp_path: Path) -> None:
         header_lines("row 3", True),
     ]
     assert written.headers(4).startswith(b"X-Session-ID: row_3.")
+
+
+def test_sub_agents_name_the_program_that_started_them(tmp_path: Path) -> None:
+    rows = [{"in_tok": 5, "program": "a/röot"}, {"in_tok": 5, "program": "a/sub", "parent": "a/röot"}]
+    written = write(tmp_path, plan_of(rows), facts_of())
+    name = written.headers(0).split(b"\r\n")[0].removeprefix(b"X-Session-ID: ")
+    assert b"X-Parent-Session-ID: " + name + b"\r\n" in written.headers(1)
+    assert b"Parent" not in written.headers(0)
 
 
 @given(st.text(), st.text(), st.booleans())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from braid.lab.readers import read_trace
 from braid.lab.replay.planning.content import planned_hit_rate
+from braid.lab.replay.planning.numbered import plan_hash
 from braid.lab.replay.planning.plan import PLAN_SCHEMA, Arrivals, PlanOptions, ReplayPlan, build_plan
 from braid.lab.table import Trace, TraceError, TraceInfo, conform
 
@@ -483,6 +484,15 @@ def test_a_sub_agent_begins_like_its_root_as_far_as_it_was_cached() -> None:
     assert [_common(plan, 0, k) for k in (1, 2)] == [640, 0]
     assert plan.frame["shared_tok"].to_list() == [0, 0, 0]
     assert plan.frame["group"].to_list() == [0, 0, 0]
+    assert plan.frame["parent"].to_list() == [None, "r", "r"]
+
+
+def test_parents_are_in_the_hash_where_there_are_any() -> None:
+    rows = [*_turns("a", 0, 6), *_turns("b", 1, 40)]
+    base = _plan(*rows)
+    assert plan_hash(replace(base, frame=base.frame.drop("parent"))) == base.sha256
+    told = base.frame.with_columns(pl.lit("a").alias("parent"))
+    assert plan_hash(replace(base, frame=told)) != base.sha256
 
 
 def test_equal_seeds_make_equal_plans_and_every_change_another_hash() -> None:

@@ -12,7 +12,7 @@ from braid.lab.measures.measure import measure
 from braid.lab.readers import read_trace
 from braid.lab.replay.planning.content import planned_hit_rate
 from braid.lab.replay.planning.plan import PlanOptions, build_plan
-from braid.lab.replay.simulated import simulate_plan
+from braid.lab.replay.simulated import arrivals_of, simulate_plan
 from braid.lab.table import Trace, TraceError, TraceInfo, conform
 from braid.policy.cost import Grid, Line, StepCost
 from braid.sched.config import SchedulerConfig
@@ -48,6 +48,23 @@ def test_times_are_those_of_the_clock_and_the_steps() -> None:
     assert (second["scheduled_s"], second["end_s"], second["status"]) == (10.0, 11.0, "ok")
     assert run.head.plan_sha256
     assert measure(run).outcomes["ok"] == 2
+
+
+def test_requests_belong_to_their_programs() -> None:
+    shared = {"kind": "agent", "status": "ok", "in_tok": 32, "out_tok": 2, "e2e_s": 1.0}
+    rows = [
+        {"program_id": "a", "t_s": 0.0, "turn": 0, **shared},
+        {"program_id": "a.sub", "parent_id": "a", "t_s": 5.0, "turn": 0, **shared},
+        {"program_id": "a", "t_s": 9.0, "turn": 1, **shared},
+        {"t_s": 9.5, **shared},
+    ]
+    refs = [arrival.program for arrival in arrivals_of(plan_of(rows))]
+    assert [ref and (ref.program, ref.parent, ref.final) for ref in refs] == [
+        ("a", None, False),
+        ("a.sub", "a", True),
+        ("a", None, True),
+        None,
+    ]
 
 
 def turns(gap: float = 5.0) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from braid.core.metrics import RequestTimes
+from braid.core.program import ProgramRef
 from braid.lab.replay.outcome import Outcome, outcome_frame
 from braid.lab.replay.planning.content import planned_hit_rate, prompt_words
 from braid.lab.replay.planning.plan import ReplayPlan
@@ -41,7 +42,7 @@ def simulate_plan(
         raise TraceError(f"no request of {plan.source} can be sent")
     if plan.options.arrivals == "concurrency":
         raise TraceError("a simulation needs start times: plan with the trace's clock or with a rate")
-    report = simulate(_arrivals(plan), machine.config, machine.cost, policies)
+    report = simulate(arrivals_of(plan), machine.config, machine.cost, policies)
     outcomes = [_ended(times, cached) for times, cached in zip(report.requests, report.cached, strict=True)]
     outcomes += [
         Outcome(request=int(name), status="error", http_status=400, reason=why)
@@ -54,9 +55,10 @@ def simulate_plan(
     return Run(_head(plan, machine, label, report, frame), frame)
 
 
-def _arrivals(plan: ReplayPlan) -> list[Arrival]:
+def arrivals_of(plan: ReplayPlan) -> list[Arrival]:
+    """What a simulation is fed with: a plan's requests, with the programs that a server would know them by."""
     frame, seed = plan.frame, plan.options.seed
-    replies = _replies(frame)
+    replies, programs = _replies(frame), _programs(frame)
     arrivals = []
     for row in frame.iter_rows(named=True):
         keys, toks = row["segment_keys"], row["segment_toks"]
@@ -71,9 +73,21 @@ def _arrivals(plan: ReplayPlan) -> list[Arrival]:
                 after=tuple(row["after"]),
                 delay=row["delay_s"],
                 reply=reply,
+                program=programs[row["request"]],
             )
         )
     return arrivals
+
+
+def _programs(frame: pl.DataFrame) -> list[ProgramRef | None]:
+    """Each request's program, as a server reads it off its headers."""
+    lone = frame.select(pl.col("program") == pl.format("row {}", "source_row")).to_series().to_list()
+    names, parents = frame["program"].to_list(), frame["parent"].to_list()
+    last = {name: number for number, name in enumerate(names)}
+    return [
+        None if lone[at] else ProgramRef(owner="", program=name, parent=parents[at], final=last[name] == at)
+        for at, name in enumerate(names)
+    ]
 
 
 def _replies(frame: pl.DataFrame) -> dict[int, tuple[list[int], list[int], int, int]]:

@@ -40,13 +40,14 @@ def numbered(made: Settled, starts: Starts, options: PlanOptions) -> pl.DataFram
     delay_s = np.where(waits, made.graph.delay_s[at], starts.offset_s[at] if slots else 0.0)
     edges = slice(0, 0) if timed else slice(None)
     cancel = made.cancel_after_tok[at]
-    rows = made.rows.select("program_id", "turn", "source_row")[at]
+    rows = made.rows.select("program_id", "turn", "parent_id", "source_row")[at]
     segments = made.segments
     columns: dict[str, Any] = {
         "request": np.arange(num),
         "group": starts.group[at],
         "program": rows.select(pl.coalesce("program_id", pl.format("row {}", "source_row"))).to_series(),
         "turn": rows["turn"].fill_null(0),
+        "parent": rows["parent_id"],
         "start_s": start_s.set(pl.Series(~waits), None) if slots else start_s,
         "after": _lists(number[made.graph.waiter[edges]], number[made.graph.awaited[edges]], num),
         "delay_s": np.zeros(num) if timed else delay_s,
@@ -75,11 +76,14 @@ def _lists(row: Ints, values: Ints, num: int) -> pl.Series:
 
 
 def plan_hash(plan: ReplayPlan) -> str:
-    """Sha256 over columns, options, data, what is left out and notes; not over the file's name."""
+    """Sha256 over columns, options, data, what is left out and notes; not over the file's name, nor over ``parent``
+    where no program has one: plans of before that column have the same hash."""
     digest = hashlib.sha256()
     told = (asdict(plan.options), plan.data_sha256, dict(plan.unsendable), plan.notes)
     digest.update(msgspec.json.encode(told, order="deterministic"))
     for column in plan.frame:
+        if column.name == "parent" and column.null_count() == len(column):
+            continue
         digest.update(f"{column.name} {column.dtype} {len(column)}\n".encode())
         _hash_column(column, digest)
     return digest.hexdigest()

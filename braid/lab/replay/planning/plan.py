@@ -30,6 +30,7 @@ PLAN_SCHEMA: Mapping[str, Any] = {
     "group": pl.UInt32,
     "program": pl.String,
     "turn": pl.Int32,
+    "parent": pl.String,
     "start_s": pl.Float64,
     "after": pl.List(pl.UInt32),
     "delay_s": pl.Float64,
@@ -46,6 +47,7 @@ PLAN_SCHEMA: Mapping[str, Any] = {
     request           its number in the plan, 0 .. n-1, the row's place
     group             requests that wait for each other share one (a program with its sub-agents); one sender plays it
     program, turn     as in the trace; a request without a program is one of its own, with a made-up name
+    parent            the program that started this one, as in the trace
     start_s           when it is to be sent, seconds from the run's start, where nothing is waited for; for one that
                       waits, when the trace had it (informative). In concurrency mode null for a group's first
                       requests: they start when a slot is free, in the order of the rows; the others' counts from
