@@ -134,6 +134,7 @@ class SessionRoutes:
             "source": state.ref.source,
             "turns": state.turns,
             "active_turns": state.active,
+            "state": _state(state, info),
             "prompt_tokens": prompts,
             "output_tokens": state.num_output_tokens,
             "cached_tokens": state.num_cached_tokens,
@@ -146,6 +147,18 @@ class SessionRoutes:
             "expected_return_seconds": _rounded(None if info is None else info.return_s),
             "kv": None if info is None else _where(info),
         }
+
+
+def _state(state: ProgramState, info: ProgramInfo | None) -> str:
+    """``running``, ``waiting`` (in the engine's queue), ``children`` (its sub-agents work), ``tool`` (its client does
+    what its last turn called) or ``idle``."""
+    if info is not None and info.num_waiting and not info.num_running:
+        return "waiting"
+    if state.active:
+        return "running"
+    if info is None:
+        return "idle"
+    return "children" if info.num_working else "tool" if info.finish == "tool" else "idle"
 
 
 def _lease(state: ProgramState, info: ProgramInfo | None, now: float) -> float | None:

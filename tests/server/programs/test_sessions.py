@@ -91,6 +91,7 @@ class TestNamed:
         assert (shown["finish"], shown["tool"]) == ("tool", "pytest")
         assert (shown["expected_return_seconds"], shown["lease_seconds"]) == (2.0, 12.5)
         assert other["kv"] is None
+        assert (shown["state"], other["state"]) == ("tool", "idle")
 
     async def test_without_an_engine_they_are_still_listed(
         self, client: httpx.AsyncClient, engine: Any
