@@ -158,13 +158,13 @@ def _foot(scrape: Scrape) -> Text | None:
 
 
 def _ratio(scrape: Scrape) -> str:
-    origins = scrape.by("prompt_tokens_by_origin_total", "origin")
+    origins = scrape.by("prompt_tokens_by_origin_total", "source")
     compulsory = origins.get("compulsory", 0.0)
     return f"{origins.get('recompute', 0.0) / compulsory:.2f}" if compulsory else "–"
 
 
 def _origins(scrape: Scrape, width: int) -> Panel:
-    counts = scrape.by("prompt_tokens_by_origin_total", "origin")
+    counts = scrape.by("prompt_tokens_by_origin_total", "source")
     parts = {
         name: Part(sum(counts.get(origin, 0.0) for origin in origins), style)
         for name, (style, origins) in _ORIGINS.items()

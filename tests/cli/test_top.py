@@ -52,11 +52,11 @@ SESSION = {
     "kv": {"blocks": 20, "device_blocks": 10, "lower_blocks": 5},
 }
 KEPT = """
-braid_prompt_tokens_by_origin_total{origin="device_hit"} 700.0
-braid_prompt_tokens_by_origin_total{origin="host_reload"} 30.0
-braid_prompt_tokens_by_origin_total{origin="disk_reload"} 20.0
-braid_prompt_tokens_by_origin_total{origin="recompute"} 50.0
-braid_prompt_tokens_by_origin_total{origin="compulsory"} 200.0
+braid_prompt_tokens_by_origin_total{source="device_hit"} 700.0
+braid_prompt_tokens_by_origin_total{source="host_reload"} 30.0
+braid_prompt_tokens_by_origin_total{source="disk_reload"} 20.0
+braid_prompt_tokens_by_origin_total{source="recompute"} 50.0
+braid_prompt_tokens_by_origin_total{source="compulsory"} 200.0
 braid_programs_kept_total{outcome="handed over"} 6.0
 braid_programs_kept_total{outcome="lost"} 1.0
 braid_programs_kept_total{outcome="pressure"} 1.0

@@ -358,7 +358,7 @@ _BY_LABEL: tuple[tuple[str, str, str, tuple[str, ...], Callable[[EngineStats], M
     (
         "prompt_tokens_by_origin",
         "Tokens of turns that started, by where their KV came from; compulsory was never computed before",
-        "origin",
+        "source",
         ("device_hit", "host_reload", "disk_reload", "recompute", "compulsory"),
         lambda stats: stats.tokens_by_origin,
     ),
