@@ -252,12 +252,27 @@ def test_refusals_and_reasons(make_run: Make) -> None:
         bad(0, "refused", 1.0, retry_after_s=2.0, attempts=3, reason="429: full"),
         bad(1, "refused", 2.0, attempts=1, reason="503: loading"),
         bad(2, "refused", 2.0, attempts=1, reason="503: loading"),
-        *(bad(n, "error", 3.0, attempts=1, reason=f"500: {n}") for n in range(3, 20)),
+        *(bad(n, "error", 3.0, attempts=1, reason=f"500: {chr(90 - n)}") for n in range(3, 20)),
     ]
     found = measure(make_run(outcomes))
     assert found.refusals == (1, 2, 2)
     assert len(found.failures) == 10
     assert found.failures[0] == ("refused", "503: loading", 2)
+
+
+def test_reasons_that_differ_by_numbers_are_one(make_run: Make) -> None:
+    texts = [
+        *(f"400: the prompt has {8200 + n} tokens, 8192 are the most (req-7f{n}e)" for n in range(5)),
+        *("400: full", "500: full", "400: full", "500: FULL", ""),
+    ]
+    found = measure(make_run([bad(n, "error", 3.0, attempts=1, reason=text) for n, text in enumerate(texts)]))
+    assert found.failures == (
+        ("error", f"{texts[0]} (numbers differ)", 5),
+        ("error", "400: full", 2),
+        ("error", "500: full", 1),
+        ("error", "500: FULL", 1),
+        ("error", "", 1),
+    )
 
 
 def test_rows_over_time(make_run: Make) -> None:

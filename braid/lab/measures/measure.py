@@ -28,8 +28,15 @@ CURVE = np.concatenate([np.linspace(0, 0.99, 100), [0.995, 0.999, 1.0]])
 """Shares at which distribution functions are kept."""
 
 
+_STATUS = r"^(\d{3}: )"
+_NUMBERS = r"\b(?:0x)?[0-9a-fA-F-]*\d[0-9a-fA-F-]*\b|\d+"
+"""Numbers and ids: what makes the same complaint of two requests two texts."""
+_DIFFER = " (numbers differ)"
+
+
 class Reason(NamedTuple):
-    """Why requests were not answered: the words of the server or the socket, and how often."""
+    """Why requests were not answered: the words of the server or the socket, and how often. Texts that differ by
+    numbers only are one reason, in the words of the first; they say so."""
 
     status: str
     reason: str
@@ -300,9 +307,16 @@ def _refusals(frame: pl.DataFrame) -> Refusals:
 
 def _failures(frame: pl.DataFrame) -> tuple[Reason, ...]:
     bad = frame.filter(~pl.col("status").is_in(["ok", "cancelled"]))
-    groups = bad.group_by("status", "reason", maintain_order=True).len("num")
+    words = pl.col("reason").str.replace(_STATUS, "").str.replace_all(_NUMBERS, "#")
+    code = pl.col("reason").str.extract(_STATUS).fill_null("")
+    groups = bad.group_by("status", (code + words).alias("alike"), maintain_order=True).agg(
+        pl.col("reason").first(), pl.len().alias("num"), (pl.col("reason").n_unique() > 1).alias("differ")
+    )
     top = groups.sort("num", descending=True, maintain_order=True).head(NUM_REASONS)
-    return tuple(Reason(status, reason or "", num) for status, reason, num in top.rows())
+    rows = top.select("status", "reason", "num", "differ").iter_rows()
+    return tuple(
+        Reason(status, (reason or "") + _DIFFER * differ, num) for status, reason, num, differ in rows
+    )
 
 
 def _plain(value: Any) -> Any:
