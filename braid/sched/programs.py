@@ -73,6 +73,15 @@ class ProgramTable:
         owner = self._owners.get(program_id.owner)
         return None if owner is None else owner.programs.get(program_id.program)
 
+    def owners(self) -> list[str]:
+        """Those that have programs."""
+        return list(self._owners)
+
+    def of(self, owner: str) -> Iterator[Program]:
+        """An owner's programs, the latest used first."""
+        known = self._owners.get(owner)
+        return iter(()) if known is None else reversed(known.programs.values())
+
     def meet(
         self, program_id: ProgramId, parent: ProgramId | None, now: float
     ) -> tuple[Program, list[Program]]:
@@ -137,7 +146,7 @@ class ProgramTable:
     def latest_holder(self, key: bytes) -> Program | None:
         """Of the holders the one that got the key last."""
         held = self._holders.get(key)
-        return next(reversed(held)) if held else None
+        return next(reversed(held)) if held is not None else None
 
     def depth(self, key: bytes) -> int:
         """The place of a key that somebody has, in the chains of all who have it."""

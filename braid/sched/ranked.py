@@ -39,10 +39,6 @@ class Group:
         self.deepest = -1
         self.checked = (-1, -1)
 
-    def put(self, depth: int, block: int) -> None:
-        self.blocks[depth] = block
-        self.deepest = max(self.deepest, depth)
-
     def end(self) -> int:
         """The deepest block's depth; there must be one. Going down costs no more than the chain's release did."""
         while self.deepest not in self.blocks:
@@ -145,7 +141,9 @@ class RankedBlocks:
             group = self._groups[program] = Group(program)
             self._enqueue(group)
         depth = self._programs.depth(key)
-        group.put(depth, block)
+        group.blocks[depth] = block
+        if depth > group.deepest:
+            group.deepest = depth
         self._homes[block] = (group, depth)
 
     def _leave(self, block: int) -> None:
@@ -193,8 +191,9 @@ class RankedBlocks:
         other = self._groups.pop(program, None)
         if other is not None:
             group, other = (group, other) if len(group.blocks) > len(other.blocks) else (other, group)
+            group.blocks |= other.blocks
+            group.deepest = max(group.deepest, other.deepest)
             for depth, block in other.blocks.items():
-                group.put(depth, block)
                 self._homes[block] = (group, depth)
         group.program = program
         self._groups[program] = group

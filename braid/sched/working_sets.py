@@ -37,13 +37,15 @@ class WorkingSets:
         self._ranks = ranks
         self._block_size = block_size
         self._num_lower_blocks = num_lower_blocks
+        self._num_own: dict[Program, int] = {}
+        """Blocks that a program alone has, where there are any."""
         self._resting: dict[Program, float] = {}
         """Part 2, by program."""
         self._running: dict[Entry, float] = {}
         """Part 3, by turn."""
         self._num_resting = self._num_running = 0.0
         programs.watch(self)
-        ranks.listen(self._reckon)
+        ranks.listen(self._weigh)
 
     @property
     def needed(self) -> float:
@@ -74,17 +76,17 @@ class WorkingSets:
 
     def got(self, program: Program, keys: Sequence[bytes]) -> None:
         """What it shares now with one other was that one's own. Deeper keys have fewer holders: it is one at most."""
-        self._reckon(program)
+        self._count(program)
         first = bisect_left(keys, True, key=lambda key: self._programs.num_holders(key) <= 2)
         for holder in self._programs.holders(keys[first]) if first < len(keys) else ():
-            self._reckon(holder)
+            self._count(holder)
 
     def lost(self, program: Program, keys: Sequence[bytes]) -> None:
         """What it shared with one other is that one's own now."""
-        self._reckon(program)
+        self._count(program)
         first = bisect_left(keys, True, key=lambda key: self._programs.num_holders(key) <= 1)
         for holder in self._programs.holders(keys[first]) if first < len(keys) else ():
-            self._reckon(holder)
+            self._count(holder)
 
     def check_integrity(self) -> None:
         """Prove that the sums are those of their parts.
@@ -94,22 +96,31 @@ class WorkingSets:
         """
         assert abs(sum(self._resting.values()) - self._num_resting) < 1e-3, "resting programs are miscounted"
         assert abs(sum(self._running.values()) - self._num_running) < 1e-3, "running turns are miscounted"
+        for program, count in self._num_own.items():
+            assert count == self._programs.num_unshared(program), "a program's own blocks are miscounted"
         for program, blocks in self._resting.items():
-            assert blocks == self._own(program), "a program's own blocks are miscounted"
+            assert blocks == self._weight(program) * self._num_own[program], "a program is weighed wrongly"
 
-    def _reckon(self, program: Program) -> None:
-        """Something has changed that one program's part hangs on."""
+    def _count(self, program: Program) -> None:
+        """What a program alone has is another number."""
+        own = self._programs.num_unshared(program)
+        if own:
+            self._num_own[program] = own
+        else:
+            self._num_own.pop(program, None)
+        self._weigh(program)
+
+    def _weigh(self, program: Program) -> None:
+        """A program's rank or state is another one, or what it has."""
         self._num_resting -= self._resting.pop(program, 0.0)
-        own = self._own(program)
+        own = self._weight(program) * self._num_own.get(program, 0)
         if own:
             self._resting[program] = own
             self._num_resting += own
 
-    def _own(self, program: Program) -> float:
+    def _weight(self, program: Program) -> float:
         rank = self._ranks.get(program)
-        if rank is None or program.num_running:
-            return 0.0
-        return rank.weight * self._programs.num_unshared(program)
+        return 0.0 if rank is None or program.num_running else rank.weight
 
     def _num_blocks(self, entry: Entry) -> int:
         return -(-entry.request.num_tokens // self._block_size)
