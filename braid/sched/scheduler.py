@@ -31,6 +31,7 @@ from braid.core.program import Outcome, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, Request, Status
 from braid.core.step import SampledToken, StepPlan, StepResult, Work
 from braid.policy.admission import PoolLoad
+from braid.policy.agents.costs import attended_pairs
 from braid.policy.agents.describe import described
 from braid.policy.agents.program import Finish, ProgramId
 from braid.sched.block_pool import BlockPool
@@ -643,9 +644,9 @@ class Scheduler:
         costs = self._policies.costs
         if costs is None or result.errors or not plan.works:
             return
-        chunks = [(work.start, len(work.token_ids)) for work in plan.works if not work.is_decode]
-        attended = sum(count * start + count * (count + 1) / 2 for start, count in chunks)
-        num_tokens = sum(count for _, count in chunks)
+        chunks = [(len(work.token_ids), work.start) for work in plan.works if not work.is_decode]
+        num_tokens = sum(count for count, _ in chunks)
+        attended = sum(attended_pairs(count, start) for count, start in chunks)
         costs.observe_step(num_tokens, attended, len(plan.works) - len(chunks), result.duration)
 
     def _oldest_newcomer_wait(self) -> float:
