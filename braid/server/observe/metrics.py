@@ -418,6 +418,8 @@ def _engine_families(read: Gauges, num_decoding: int, labels: Labels) -> Iterato
     if read.info is not None:
         sizes = {"block_size": str(read.info.block_size), "num_gpu_blocks": str(read.info.num_blocks)}
         yield info("cache_config", "Sizes of the KV cache", sizes, labels)
+        policy = {"policy": read.info.agent_policy}
+        yield info("agent_policy", "How programs are ordered, admitted and kept", policy, labels)
     if read.stats is not None:
         yield from _stats_families(read.stats, num_decoding, labels)
 
