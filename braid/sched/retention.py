@@ -91,6 +91,8 @@ class Retention:
             program.intent = request.intent
         if program.parent is not None:
             program.parent.num_working += 1
+        self.protections.end(program)
+        self._changed(program, now)
         return program
 
     def reusable(self, program: Program, keys: Sequence[bytes]) -> int:
@@ -178,6 +180,7 @@ class Retention:
             return
         program.finish, program.tool = finish, tool or program.tool
         self.discard(self._keep(program, now), None)
+        self._changed(program, now)
 
     def act(self, verb: ProgramVerb, ref: ProgramRef, seconds: float | None, now: float) -> Outcome:
         """Do what a client asks for between two turns."""
