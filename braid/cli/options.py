@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter, Token
 
 from braid.cli.units import parse_bytes
-from braid.core.config import DEFAULT_MODEL, EngineConfig
+from braid.core.config import DEFAULT_AGENT_POLICY, DEFAULT_MODEL, EngineConfig
 from braid.core.sampling import SamplingParams
+from braid.policy.agents.catalog import ABLATIONS, NAMES, unknown_policy
 
 ENGINE = Group("Engine options", sort_key=1)
 SERVER = Group("Server options", sort_key=2)
@@ -91,6 +92,14 @@ class EngineOptions:
         ),
     ] = "auto"
 
+    agent_policy: Annotated[
+        str,
+        Parameter(
+            group=ENGINE,
+            metavar="NAME",
+            help=f"How agents' programs are ordered, admitted and kept: {', '.join(NAMES)}.",
+        ),
+    ] = DEFAULT_AGENT_POLICY
     agent_log: Annotated[
         str | None,
         Parameter(
@@ -107,6 +116,8 @@ class EngineOptions:
         Raises:
             InvalidParameterError: naming the field, the value and the valid range.
         """
+        if self.agent_policy not in (*NAMES, *ABLATIONS):
+            raise unknown_policy(self.agent_policy)
         return EngineConfig(model=model, **asdict(self))
 
 

@@ -10,6 +10,7 @@ DTYPES = ("auto", "bfloat16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
 POOLINGS = ("auto", "none", "last", "mean")
 DEFAULT_MODEL = "smollm2"
+DEFAULT_AGENT_POLICY = "braid"
 MAX_BLOCK_SIZE = 256
 
 
@@ -43,6 +44,7 @@ class EngineConfig:
         offline: never ask the network, use what is on disk.
         pooling: how embeddings are made of the prompt's hidden states: ``last``, ``mean``, ``none`` (there are no
             embeddings) or ``auto`` (as the checkpoint says; none if it says nothing).
+        agent_policy: how agents' programs are ordered, admitted and kept; see ``braid.policy.agents.catalog``.
         agent_log: file to which every turn's start and stop are appended, one JSON line each, without text or ids.
 
     Raises:
@@ -61,6 +63,7 @@ class EngineConfig:
     seed: int = 0
     offline: bool = False
     pooling: str = "auto"
+    agent_policy: str = DEFAULT_AGENT_POLICY
     agent_log: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class EngineConfig:
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         _require(self.device in DEVICES, "device", self.device, f"one of {', '.join(DEVICES)}")
         _require(self.pooling in POOLINGS, "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
+        named = isinstance(self.agent_policy, str) and self.agent_policy.strip() != ""
+        _require(named, "agent_policy", self.agent_policy, "the name of a policy")
         self._check_sizes()
 
     def _check_sizes(self) -> None:

@@ -28,6 +28,10 @@ from braid.engine.protocol import EngineInfo
 from braid.models.loading import load_weights
 from braid.models.registry import build_model
 from braid.models.spec import model_spec
+from braid.policy.agents.catalog import agent_policy
+from braid.policy.agents.costs import LearntCosts
+from braid.policy.agents.policy import AgentPolicy
+from braid.policy.agents.wishes import acted_on
 from braid.policy.fit import MemoryPlan, fit
 from braid.runner.kv_store import KVStore
 from braid.runner.runner import Runner
@@ -73,6 +77,8 @@ def build_engine(
     dtype = pick_dtype(config.dtype, checkpoint)
     spec = model_spec(config.model, checkpoint.config)
     plan = plan_memory(config, spec, dtype, device)
+    limits = _scheduler_config(config, plan)
+    policies = agent_policies(config, has_lower=False)
     model = build_model(checkpoint.config, dtype=dtype, device=device)
     load_weights(model, faults.over("load.weights", iter_weights(checkpoint, dtype, progress=progress)))
     model.eval()
@@ -80,13 +86,15 @@ def build_engine(
         model.kv_shapes, num_blocks=plan.num_blocks, block_size=config.block_size, dtype=dtype, device=device
     )
     runner = Runner(model, kv, device=device, faults=faults)
-    limits = _scheduler_config(config, plan)
-    policies = Policies()
     log = open_agent_log(config, limits, policies)
     scheduler = Scheduler(limits, policies, faults=faults, observer=log)
     pooling = pick_pooling(config.pooling, checkpoint)
-    info = _describe(config, spec, plan, dtype, device, pooling)
-    reckoning = [*plan.lines(), f"ready in {time.monotonic() - begin:.1f} s"]
+    info = _describe(config, spec, plan, dtype, device, pooling, policies.agents)
+    reckoning = [
+        *plan.lines(),
+        f"agent policy: {policies.agents.name}",
+        f"ready in {time.monotonic() - begin:.1f} s",
+    ]
     grammars = Grammars(lambda: read_vocabulary(checkpoint, spec.vocab_size, eos_token_ids), faults=faults)
     core = EngineCore(
         scheduler,
@@ -99,6 +107,19 @@ def build_engine(
         faults=faults,
     )
     return Built(core, plan, limits, reckoning)
+
+
+def agent_policies(config: EngineConfig, *, has_lower: bool) -> Policies:
+    """The policies that the configuration names, and the costs that they learn.
+
+    Args:
+        has_lower: whether there is a tier below the device.
+
+    Raises:
+        InvalidParameterError: there is no policy of that name.
+    """
+    costs = LearntCosts(has_lower=has_lower)
+    return Policies(agents=agent_policy(config.agent_policy, costs), costs=costs)
 
 
 def open_agent_log(config: EngineConfig, limits: SchedulerConfig, policies: Policies) -> AgentLog | None:
@@ -196,6 +217,7 @@ def _describe(
     dtype: torch.dtype,
     device: torch.device,
     pooling: str | None,
+    agents: AgentPolicy,
 ) -> EngineInfo:
     return EngineInfo(
         model=config.model,
@@ -212,4 +234,6 @@ def _describe(
         torch_version=str(torch.__version__),
         hidden_size=spec.hidden_size,
         pooling=pooling,
+        agent_policy=agents.name,
+        acts_on=acted_on(agents),
     )

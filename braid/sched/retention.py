@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
+from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb, RetainIntent
 from braid.core.request import FinishReason, Request, Status
-from braid.policy.agents.policy import Fate
+from braid.policy.agents.policy import Fate, Keep
 from braid.policy.agents.policy import Retention as RetentionPolicy
 from braid.policy.agents.program import Finish, Program, ProgramId
 from braid.sched.block_pool import BlockPool
@@ -36,6 +37,10 @@ _FINISHES: dict[FinishReason | None, Finish] = {
     FinishReason.LENGTH: Finish.LENGTH,
     FinishReason.ABORT: Finish.ABORT,
 }
+
+
+_ASKED = {"evict": Fate.DISCARD, "demote": Fate.SWAP}
+"""What a turn's client may ask for the blocks that it leaves."""
 
 
 class Room(NamedTuple):
@@ -87,8 +92,7 @@ class Retention:
             self._policy.arrived(program, max(0.0, request.arrival_time - program.last_active), now)
         program.num_waiting += 1
         self._touch(program, now)
-        if request.intent is not None:
-            program.intent = request.intent
+        program.intent = _wishes(program.intent, request.intent)
         if program.parent is not None:
             program.parent.num_working += 1
         self.protections.end(program)
@@ -176,9 +180,10 @@ class Retention:
     def told(self, ref: ProgramRef, finish: Finish, tool: str | None, now: float) -> None:
         """How a program's latest turn has ended, by who has read its answer."""
         program = self.programs.get(ProgramId(ref.owner, ref.program))
-        if program is None or not program.is_idle or program.finish is not Finish.UNKNOWN:
+        if program is None or not program.is_idle or program.finish not in (Finish.UNKNOWN, Finish.ABORT):
             return
-        program.finish, program.tool = finish, tool or program.tool
+        # Who has read enough of an answer aborts it, and then says how it ended; a client's own word on tools stands.
+        program.finish, program.tool = finish, program.tool or tool
         self.discard(self._keep(program, now), None)
         self._changed(program, now)
 
@@ -251,6 +256,9 @@ class Retention:
         if not program.is_idle:
             return ()
         keep = self._policy.ended(program, now)
+        asked = [_ASKED[verb] for verb in _verbs(program.intent) if verb in _ASKED]
+        if asked:
+            keep = Keep(0.0, Fate.DISCARD if Fate.DISCARD in asked else Fate.SWAP, "hint")
         self.sources[keep.source] += 1
         if keep.hold_s > 0:
             blocks = match_prefix(self._pool, program.keys, len(program.keys))
@@ -311,3 +319,14 @@ class Retention:
         if not kept:
             return Outcome(wish, Applied.IGNORED, "pressure")
         return Outcome(wish, Applied.APPLIED)
+
+
+def _verbs(intent: RetainIntent | None) -> tuple[str, ...]:
+    return () if intent is None else intent.verbs
+
+
+def _wishes(old: RetainIntent | None, new: RetainIntent | None) -> RetainIntent | None:
+    """What a client says no more still stands, but what it wanted done was for that turn."""
+    if new is not None or old is None:
+        return new
+    return replace(old, verbs=()) if old.verbs else old

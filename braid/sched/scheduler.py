@@ -27,7 +27,7 @@ from typing import NamedTuple
 from braid.core.errors import InvalidParameterError, OverloadedError
 from braid.core.faults import Faults
 from braid.core.metrics import Histogram
-from braid.core.program import Outcome, ProgramRef, ProgramVerb
+from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, Request, Status
 from braid.core.step import SampledToken, StepPlan, StepResult, Work
 from braid.policy.admission import PoolLoad
@@ -37,6 +37,7 @@ from braid.policy.agents.program import Finish, ProgramId
 from braid.sched.block_pool import BlockPool
 from braid.sched.config import MIXED, Policies, SchedulerConfig
 from braid.sched.entry import Entry, ending
+from braid.sched.inventory import Inventory
 from braid.sched.observer import Observer, TurnStart, TurnStop
 from braid.sched.prefix_cache import extend_keys, match_prefix, root_key
 from braid.sched.programs import ProgramTable
@@ -221,6 +222,11 @@ class Scheduler:
         self._retention.told(ref, finish, tool, now)
         if self._observer is not None:
             self._observer.told(ProgramId(ref.owner, ref.program), finish, now)
+
+    def programs(self, owner: str | None, limit: int, now: float) -> list[ProgramInfo]:
+        """The latest programs of ``owner``, or of everybody, and where their KV lives."""
+        kept, policy = self._retention, self._policies.agents.retention
+        return Inventory(self._pool, kept.programs, kept.leases, policy).list(owner, limit, now)
 
     # -- the three calls of a step, and the timers ---------------------------------------------------------
 

@@ -120,10 +120,13 @@ def agent_policy(name: str, costs: Costs, settings: AgentSettings | None = None)
             return AgentPolicy(name, continuum(), plain.gate, LastProgram(), retention)
         case "braid":
             return _braid(costs, settings)
-    raise InvalidParameterError(
-        f"unknown agent policy {name!r}; choose one of {', '.join((*NAMES, *ABLATIONS))}",
-        param="agent_policy",
-    )
+    raise unknown_policy(name)
+
+
+def unknown_policy(name: str) -> InvalidParameterError:
+    """What to tell who asks for a policy that there is not."""
+    names = ", ".join((*NAMES, *ABLATIONS))
+    return InvalidParameterError(f"unknown agent policy {name!r}; choose one of {names}", param="agent_policy")
 
 
 def oracle_policy(
