@@ -55,13 +55,31 @@ class Work(NamedTuple):
         return len(self.token_ids) == 1 and self.start > 0
 
 
+class Move(NamedTuple):
+    """The KV of one block, copied between the device and a slot of a tier below it.
+
+    ``key`` names the content: what is found in the slot under another name is not it. ``is_load`` is slot to block,
+    else block to slot. Nobody else writes the block or the slot while the step is in flight.
+    """
+
+    block: int
+    tier: str
+    slot: int
+    key: bytes
+    is_load: bool
+
+
 class StepPlan(NamedTuple):
-    """One step of one lane. Decodes come first in ``works``; a request appears at most once."""
+    """One step of one lane. Decodes come first in ``works``; a request appears at most once.
+
+    A step of the lane ``tier`` has ``moves`` and no works.
+    """
 
     step_id: int
     lane: str
     works: tuple[Work, ...]
     preempted: tuple[str, ...] = ()
+    moves: tuple[Move, ...] = ()
 
     @property
     def num_scheduled_tokens(self) -> int:
@@ -79,6 +97,8 @@ class StepResult(NamedTuple):
     ``exhausted`` are those of ``errors`` that found no memory: they may be sent again.
     ``deferred`` requests got no token for want of time; their last token is to be computed again.
     ``scores`` answers the works' ``score``, one entry per token weighed; ``pooled`` their ``pooling``.
+    ``failed_moves`` are places among the plan's moves whose content did not arrive; ``broken_tiers`` are not to be used
+    any more.
     ``start`` and ``duration`` are seconds on the executor's clock.
     """
 
@@ -92,6 +112,8 @@ class StepResult(NamedTuple):
     pooled: Mapping[str, Sequence[float]] = MappingProxyType({})
     deferred: frozenset[str] = frozenset()
     exhausted: frozenset[str] = frozenset()
+    failed_moves: frozenset[int] = frozenset()
+    broken_tiers: frozenset[str] = frozenset()
 
 
 class Executor(Protocol):

@@ -24,6 +24,7 @@ from braid.models.decoder import CausalLM
 from braid.runner.batch import build_batch
 from braid.runner.constraint import Masks
 from braid.runner.kv_store import KVStore
+from braid.runner.lower.lane import TierLane
 from braid.runner.prompt import pool, score
 from braid.runner.replay import DecodeReplay
 from braid.runner.sampler import Row, sample, sample_row
@@ -76,9 +77,8 @@ class Runner:
         kv: the one KV store; its blocks are named by the plans.
         masks: the grammars of requests with a constraint, which must begin there before they are planned.
         faults: what tests let go wrong in here.
+        tiers: copies blocks to and from the tiers below the device, in a lane of its own.
     """
-
-    lanes = ("mixed",)
 
     def __init__(
         self,
@@ -88,8 +88,10 @@ class Runner:
         device: torch.device,
         masks: Masks | None = None,
         faults: Faults | None = None,
+        tiers: TierLane | None = None,
     ) -> None:
         faults = faults or Faults()
+        self.lanes = ("mixed",) if tiers is None else ("mixed", "tier")
         self.times = RunnerTimes()
         self.progress = 0
         """Layers and steps so far: while it moves, a step is long and not stuck."""
@@ -108,6 +110,9 @@ class Runner:
             block.register_forward_hook(self._count_layer)
         self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[StepResult | BaseException | None] = queue.SimpleQueue()
+        self._tiers = tiers
+        if tiers is not None:
+            tiers.tell = self._results.put
         self._thread = threading.Thread(target=self._serve_lane, name="lane-mixed", daemon=True)
         self._thread.start()
 
@@ -115,7 +120,11 @@ class Runner:
         return time.monotonic()
 
     def submit(self, plan: StepPlan) -> None:
-        self._plans.put(plan)
+        if plan.moves:
+            assert self._tiers is not None, "there is no tier below the device"
+            self._tiers.submit(plan)
+        else:
+            self._plans.put(plan)
 
     def wait(self, until: float | None) -> list[StepResult]:
         timeout = None if until is None else max(0.0, until - self.now())
@@ -134,6 +143,8 @@ class Runner:
         """Stop the lane after the step in flight."""
         self._plans.put(None)
         self._thread.join()
+        if self._tiers is not None:
+            self._tiers.close()
         self.masks.close()
 
     def _serve_lane(self) -> None:

@@ -9,6 +9,7 @@ Rules:
     4. What an in-flight step may still read or write waits in limbo, references held, until the step's
        lane settles.
     5. A lease is a reference that may be taken back: blocks with no other references are revocable.
+    6. A locked block is being read behind everybody's back: it is not evicted meanwhile, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ class BlockPool:
         self._leases: dict[int, int] = {}
         """How many of a block's references are leases, where there are any."""
         self._revocable: set[int] = set()
+        self._locked: set[int] = set()
+        self._orphans: list[int] = []
+        """Locked blocks that would be FREE."""
         self._granted = array("d", bytes(8 * num_blocks))
         self._used = array("d", bytes(8 * num_blocks))
         self._lifetime, self._idle_time, self._reuse_gap = (HistogramCounter(TIME_BOUNDS) for _ in range(3))
@@ -76,7 +80,13 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         """Blocks that can be granted now, idle cached ones included."""
-        return len(self._free) + len(self._idle)
+        locked = sum(block in self._idle for block in self._locked) if self._locked else 0
+        return len(self._free) + len(self._idle) - locked
+
+    @property
+    def num_empty(self) -> int:
+        """Blocks that can be granted without evicting any."""
+        return len(self._free)
 
     @property
     def num_revocable(self) -> int:
@@ -189,6 +199,21 @@ class BlockPool:
             self._refer(block)
             self._revocable.discard(block)
 
+    def lock(self, blocks: Iterable[int]) -> None:
+        """READY blocks are being read until ``unlock``; they keep their places in the order of eviction."""
+        for block in blocks:
+            assert self._states[block] == READY, f"block {block} is {self.state(block).name}, not READY"
+            self._locked.add(block)
+
+    def unlock(self, blocks: Iterable[int]) -> None:
+        self._locked.difference_update(blocks)
+        orphans, self._orphans = self._orphans, []
+        for block in orphans:
+            if block in self._locked:
+                self._orphans.append(block)
+            else:
+                self._free_up(block)
+
     def demote(self, blocks: Sequence[int]) -> None:
         """Of these the idle ones are evicted before all others, the last of them first."""
         for block in blocks:
@@ -246,7 +271,9 @@ class BlockPool:
             "references and tables differ"
         )
         assert len(self._free) == self._states.count(FREE), "the free list and the FREE blocks differ"
-        assert len(expected) + self.num_free == self.num_blocks, "a block is lost or counted twice"
+        assert len(expected) + len(self._free) + len(self._idle) + len(self._orphans) == self.num_blocks, (
+            "a block is lost or counted twice"
+        )
         assert all(self._states[b] == FREE and self._keys[b] is None for b in self._free), "dirty free block"
         assert all(self._states[b] == READY and self._keys[b] is not None for b in self._idle), (
             "bad idle block"
@@ -257,13 +284,27 @@ class BlockPool:
         assert all(self._states[block] == READY for block in shared), "a block that is not READY is shared"
 
     def _evict(self) -> None:
-        block = self._idle.pop(self.now)
+        block = self._next_idle()
         self.num_evicted += 1
         self._lifetime.observe(self.now - self._granted[block])
         self._idle_time.observe(self.now - self._used[block])
         self._forget(block)
         self._states[block] = FREE
         self._free.append(block)
+
+    def _next_idle(self) -> int:
+        """Take the idle block that goes first and is not locked; those before it stay where they are."""
+        block = self._idle.pop(self.now)
+        passed: list[int] = []
+        while block in self._locked:
+            passed.append(block)
+            block = self._idle.pop(self.now)
+        for other in reversed(passed):
+            key = self._keys[other]
+            assert key is not None, "an idle block has no key"
+            self._idle.add(other, key)
+            self._idle.demote(other)
+        return block
 
     def _refer(self, block: int) -> None:
         assert self._states[block] == READY, f"block {block} is {self.state(block).name}, not READY"
@@ -287,6 +328,11 @@ class BlockPool:
         if key is not None:
             self._used[block] = self.now
             self._idle.add(block, key)
+        elif block in self._locked:
+            self._orphans.append(block)
         else:
-            self._states[block] = FREE
-            self._free.append(block)
+            self._free_up(block)
+
+    def _free_up(self, block: int) -> None:
+        self._states[block] = FREE
+        self._free.append(block)

@@ -13,6 +13,8 @@ from braid.policy.partition import DecodeFirst, Partition
 
 MIXED = "mixed"
 """The lane whose steps hold decodes and prefill chunks together."""
+TIER = "tier"
+"""The lane whose steps copy blocks between the device and the tiers below it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +29,8 @@ class SchedulerConfig:
         max_model_len: prompt and output tokens of one request.
         watermark: fraction of the blocks that an admission must leave free. In [0, 1).
         max_waiting: requests that may queue before new ones are refused.
+        num_host_blocks, num_disk_blocks: slots of the tiers below the device, 0 for none. With any, the executor must
+        have the lane ``tier``.
 
     Raises:
         InvalidParameterError: naming the field and its valid range.
@@ -40,10 +44,19 @@ class SchedulerConfig:
     max_model_len: int
     watermark: float = 0.01
     max_waiting: int = 10_000
+    num_host_blocks: int = 0
+    num_disk_blocks: int = 0
+
+    @property
+    def num_lower_blocks(self) -> int:
+        """Blocks that can be kept below the device; each tier has copies of its own."""
+        return max(self.num_host_blocks, self.num_disk_blocks)
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_num_seqs", "max_waiting"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("num_host_blocks", "num_disk_blocks"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("max_model_len", self.max_model_len >= 2, "at least 2")
         valid = f"at least max_num_seqs ({self.max_num_seqs})"
         self._require("max_num_batched_tokens", self.max_num_batched_tokens >= self.max_num_seqs, valid)

@@ -50,6 +50,8 @@ class Entry:
     num_host_blocks: int = 0
     num_disk_blocks: int = 0
     """Blocks at the front of its prompt that were copied up for it from a tier below."""
+    has_loaded: bool = False
+    """Whether blocks were copied up for it since it began to wait: once is enough."""
     answer: PromptAnswer | None = None
     """What is wanted of the prompt itself, until it has been handed out; while it is there, no prefix is shared in."""
 

@@ -24,8 +24,9 @@ class WaitingQueue:
     """Requests without blocks and without a seat, in the lines of an ``Order``.
 
     Invariants:
-        1. A request is either in its line or parked, and parked only behind a running one that is earlier in order.
+        1. A request is in its line, aside or parked, and parked only behind a running one that is earlier in order.
         2. Whoever fills a block waits for nobody, so parking cannot block.
+        3. Who is aside waits for blocks on their way up from a lower tier: ``braid.sched.transfers`` brings it back.
     """
 
     def __init__(self, order: Order, pool: BlockPool) -> None:
@@ -34,15 +35,17 @@ class WaitingQueue:
         self._lines: list[list[Entry]] = [[] for _ in range(order.num_lines)]
         self._of: dict[Program, list[Entry]] = {}
         self._fillings: Fillings[Entry] = Fillings()
+        self._aside: dict[Entry, None] = {}
 
     def __bool__(self) -> bool:
         """Whether somebody is in line."""
         return any(self._lines)
 
     def __iter__(self) -> Iterator[Entry]:
-        """Everybody, in line or parked."""
+        """Everybody, in line, aside or parked."""
         for line in self._lines:
             yield from line
+        yield from self._aside
         yield from (waiter for waiter, _ in self._fillings.waiting())
 
     def heads(self) -> list[Entry]:
@@ -63,7 +66,9 @@ class WaitingQueue:
 
     def remove(self, entry: Entry) -> None:
         """It starts, gives up, or failed before it started."""
-        if entry.parked_on is None:
+        if entry in self._aside:
+            del self._aside[entry]
+        elif entry.parked_on is None:
             self._take(entry)
         else:
             self._fillings.unpark(entry, entry.parked_on)
@@ -94,6 +99,19 @@ class WaitingQueue:
         self._fillings.park(entry, key)
         entry.parked_on = key
         return True
+
+    def set_aside(self, entry: Entry) -> None:
+        """Take it out of its line until ``bring_back``: its blocks are on their way."""
+        self._take(entry)
+        self._aside[entry] = None
+
+    def bring_back(self, entry: Entry) -> None:
+        """It is in line again."""
+        del self._aside[entry]
+        self._join(entry)
+
+    def is_aside(self, entry: Entry) -> bool:
+        return entry in self._aside
 
     def announce(self, filler: Entry, keys: Sequence[bytes]) -> None:
         """``filler`` runs and will make ``keys`` READY."""
@@ -135,7 +153,7 @@ class WaitingQueue:
         line = self._order.line(entry)
         if line == entry.line:
             return
-        if entry.parked_on is None:
+        if entry.parked_on is None and entry not in self._aside:
             self._take(entry)
             entry.line = line
             self._join(entry)

@@ -24,6 +24,7 @@ from braid.sched.prefix_cache import match_prefix
 from braid.sched.programs import ProgramTable, num_shared
 from braid.sched.protections import Protections
 from braid.sched.ranks import Ranks
+from braid.sched.transfers import Transfers
 
 DEFAULT_LEASE = 300.0
 MAX_LEASE = 3600.0
@@ -55,10 +56,16 @@ class Retention:
 
     Args:
         ranks: told of every change; None where nobody asks for ranks.
+        transfers: copies what programs leave to the tiers below; None where there are none.
     """
 
     def __init__(
-        self, pool: BlockPool, policy: RetentionPolicy, programs: ProgramTable, ranks: Ranks | None = None
+        self,
+        pool: BlockPool,
+        policy: RetentionPolicy,
+        programs: ProgramTable,
+        ranks: Ranks | None = None,
+        transfers: Transfers | None = None,
     ) -> None:
         self._pool = pool
         self._policy = policy
@@ -67,6 +74,7 @@ class Retention:
         self.holds = Holds(pool)
         self.protections = Protections(pool.num_blocks)
         self._ranks = ranks
+        self._transfers = transfers
         self.kept: Counter[str] = Counter()
         """What became of what was kept: ``handed over``, ``lost`` (to others, before the program came back),
         ``expired``, ``pressure`` (a hold that had to end), ``superseded``, ``final``."""
@@ -189,18 +197,20 @@ class Retention:
 
     def act(self, verb: ProgramVerb, ref: ProgramRef, seconds: float | None, now: float) -> Outcome:
         """Do what a client asks for between two turns."""
-        if verb is ProgramVerb.PREFETCH:
+        if verb is ProgramVerb.PREFETCH and self._transfers is None:
             return Outcome(verb.value, Applied.IGNORED, "unsupported")
         program = self.programs.get(ProgramId(ref.owner, ref.program))
         if program is None:
             return Outcome(verb.value, Applied.IGNORED, "unknown_program")
         if verb is ProgramVerb.PIN:
             return self._pin(program, DEFAULT_LEASE if seconds is None else seconds, now)
+        if verb is ProgramVerb.PREFETCH:
+            return self._prefetch(program)
         if verb is ProgramVerb.CLOSE:
             self.discard(self._close(program, now), None)
         else:
             self._end_lease(program)
-            self.discard(self.programs.unshared(program), None)
+            self.discard(self._send_down(program), None)
         return Outcome(verb.value, Applied.APPLIED)
 
     def tick(self, now: float) -> None:
@@ -249,6 +259,9 @@ class Retention:
         self._left(gone, now)
         if left:
             self.kept["superseded"] += 1
+        if self._transfers is not None:
+            self._transfers.demote(left)
+            self._transfers.store(program)
         return left
 
     def _keep(self, program: Program, now: float) -> tuple[bytes, ...]:
@@ -267,7 +280,34 @@ class Retention:
             self.holds.end(program)
         if keep.fate is Fate.REST:
             return ()
+        return self._send_down(program) if keep.fate is Fate.SWAP else self._give_up(program)
+
+    def _send_down(self, program: Program) -> tuple[bytes, ...]:
+        """Its blocks are the first to go, once they are in the tier below; those that may go now."""
+        own = self.programs.unshared(program)
+        if self._transfers is None:
+            return own
+        self._transfers.store(program, own)
+        return ()
+
+    def _give_up(self, program: Program) -> tuple[bytes, ...]:
+        """Its blocks are the first to go, and are not copied any more."""
+        if self._transfers is not None:
+            self._transfers.forget(program)
         return self.programs.unshared(program)
+
+    def _prefetch(self, program: Program) -> Outcome:
+        """Have what the program left copied up, if that is in nobody's way."""
+        assert self._transfers is not None, "there is nothing to fetch from"
+        wish, keys = ProgramVerb.PREFETCH.value, program.keys
+        cached = match_prefix(self._pool, keys, len(keys))
+        if len(cached) == len(keys):
+            return Outcome(wish, Applied.APPLIED)
+        count = min(self._transfers.reach(keys, len(cached), len(keys)), self._pool.num_empty)
+        if not count or self._transfers.loading(keys[len(cached)]) is not None:
+            return Outcome(wish, Applied.IGNORED, "pressure")
+        self._transfers.begin(keys, cached, count)
+        return Outcome(wish, Applied.DEFERRED)
 
     def _close(self, program: Program, now: float) -> tuple[bytes, ...]:
         """A program is over; the keys that were its own."""
@@ -275,6 +315,8 @@ class Retention:
             self._policy.left(program, now)
         left = self.programs.forget(program)
         self._let_go(program)
+        if self._transfers is not None:
+            self._transfers.demote(left)
         return left
 
     def _left(self, programs: Iterable[Program], now: float) -> None:
@@ -290,6 +332,8 @@ class Retention:
         self._end_lease(program)
         if self._ranks is not None:
             self._ranks.forget(program)
+        if self._transfers is not None:
+            self._transfers.forget(program)
 
     def _changed(self, program: Program, now: float) -> None:
         """A program's state is another one, and with it perhaps its parent's."""

@@ -16,12 +16,13 @@ Rules:
     4. At least the last known token is computed, whatever the cache holds: its logits are needed.
     5. Leased blocks count as free wherever somebody needs them; leases are revoked before anybody is preempted.
     6. Who finds no memory for the blocks that were granted is preempted while it runs, and fails before it does.
+    7. A request whose next blocks lie in a tier below waits aside until they are up: once, however that ends.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from braid.core.errors import InvalidParameterError, OverloadedError
@@ -35,7 +36,7 @@ from braid.policy.agents.costs import attended_pairs
 from braid.policy.agents.describe import described
 from braid.policy.agents.program import Finish, ProgramId
 from braid.sched.block_pool import BlockPool
-from braid.sched.config import MIXED, Policies, SchedulerConfig
+from braid.sched.config import MIXED, TIER, Policies, SchedulerConfig
 from braid.sched.entry import Entry, ending
 from braid.sched.inventory import Inventory
 from braid.sched.observer import Observer, TurnStart, TurnStop
@@ -47,6 +48,8 @@ from braid.sched.ranked import RankedBlocks
 from braid.sched.ranks import Ranks
 from braid.sched.retention import KEYS_PER_BLOCK, Retention
 from braid.sched.tally import Tally
+from braid.sched.tiers import LowerTier
+from braid.sched.transfers import Transfers
 from braid.sched.working_sets import WorkingSets
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
@@ -91,6 +94,8 @@ class SchedulerStats(NamedTuple):
     ttft_later: Histogram
     turn_preemptions: Histogram
     agent_log_dropped: int
+    tiers: Mapping[str, Mapping[str, int]]
+    """By tier below the device, what became of blocks; see ``LowerTier.counts``."""
 
 
 class Flight(NamedTuple):
@@ -106,6 +111,7 @@ class Scheduler:
     Args:
         faults: what tests let go wrong in here.
         observer: hears of every turn.
+        kept: by tier, slots with blocks from an earlier life and their keys, see ``LowerTier``.
     """
 
     def __init__(
@@ -115,6 +121,7 @@ class Scheduler:
         *,
         faults: Faults | None = None,
         observer: Observer | None = None,
+        kept: Mapping[str, Iterable[tuple[int, bytes]]] | None = None,
     ) -> None:
         self.config = config
         policies = policies or Policies()
@@ -129,14 +136,16 @@ class Scheduler:
         self._pool = BlockPool(config.num_blocks, self._idle)
         self._sets: WorkingSets | None = None
         if ranks is not None and is_gated:
-            self._sets = WorkingSets(self._pool, programs, ranks, config.block_size)
+            num_lower = config.num_lower_blocks
+            self._sets = WorkingSets(self._pool, programs, ranks, config.block_size, num_lower)
         faults = faults or Faults()
         self._allocate_first = faults.around("blocks", self._pool.allocate, "start")
         self._allocate_more = faults.around("blocks", self._pool.allocate, "grow")
         self._failures: list[Delta] = []
-        self._retention = Retention(self._pool, agents.retention, programs, ranks)
-        self._entries: dict[str, Entry] = {}
         self._waiting = WaitingQueue(agents.order, self._pool)
+        self._transfers = self._lower_tiers(config, policies, kept or {})
+        self._retention = Retention(self._pool, agents.retention, programs, ranks, self._transfers)
+        self._entries: dict[str, Entry] = {}
         self._running: list[Entry] = []
         self._flights: dict[str, Flight] = {}
         self._now = float("-inf")
@@ -146,6 +155,15 @@ class Scheduler:
         self._tally = Tally(config.block_size)
         self._observer = observer
         self._policies = policies
+
+    def _lower_tiers(
+        self, config: SchedulerConfig, policies: Policies, kept: Mapping[str, Iterable[tuple[int, bytes]]]
+    ) -> Transfers | None:
+        sizes = {"host": config.num_host_blocks, "disk": config.num_disk_blocks}
+        tiers = [LowerTier(name, size, kept.get(name, ())) for name, size in sizes.items() if size]
+        if not tiers:
+            return None
+        return Transfers(self._pool, tiers, policies.costs, config.block_size, self._waiting.bring_back)
 
     # -- requests come and go ------------------------------------------------------------------------------
 
@@ -226,7 +244,8 @@ class Scheduler:
     def programs(self, owner: str | None, limit: int, now: float) -> list[ProgramInfo]:
         """The latest programs of ``owner``, or of everybody, and where their KV lives."""
         kept, policy = self._retention, self._policies.agents.retention
-        return Inventory(self._pool, kept.programs, kept.leases, policy).list(owner, limit, now)
+        is_lower = None if self._transfers is None else self._transfers.has
+        return Inventory(self._pool, kept.programs, kept.leases, policy, is_lower).list(owner, limit, now)
 
     # -- the three calls of a step, and the timers ---------------------------------------------------------
 
@@ -246,8 +265,11 @@ class Scheduler:
         Raises:
             ValueError: the lane is unknown.
         """
+        if lane == TIER and self._transfers is not None:
+            self._prefetch(self._transfers)
+            return self._transfers.plan()
         if lane != MIXED:
-            raise ValueError(f"unknown lane {lane!r}; lanes: {MIXED!r}")
+            raise ValueError(f"unknown lane {lane!r}; lanes: {MIXED!r}, with tiers below {TIER!r}")
         assert lane not in self._flights, f"a step of lane {lane!r} is in flight"
         decodes, prefills = self._eligible()
         preempted = self._grow(decodes)
@@ -270,6 +292,9 @@ class Scheduler:
     def update(self, result: StepResult, now: float) -> list[Delta]:
         """Take in what came of a step: tokens, ends, errors. Returns what callers are to know."""
         self._pool.now = now
+        if result.lane == TIER and self._transfers is not None:
+            self._transfers.update(result)
+            return []
         flight = self._flights.pop(result.lane)
         assert flight.plan.step_id == result.step_id, f"step {result.step_id} is not the one in flight"
         deltas: list[Delta] = []
@@ -323,6 +348,8 @@ class Scheduler:
             if len(request.token_ids) <= len(request.block_ids) * block_size:
                 continue
             while request.status is Status.RUNNING and not self._make_room(1):
+                if self._transfers is not None and self._transfers.make_room(1):
+                    continue
                 preempted.append(self._preempt(self._choose_victim()))
             if request.status is Status.RUNNING:
                 try:
@@ -338,7 +365,8 @@ class Scheduler:
 
     def _make_room(self, count: int) -> bool:
         """See ``Retention.make_room``; one that runs alone, or nobody, is in nobody's way."""
-        freed = self._retention.make_room(count, alone=len(self._running) <= 1)
+        alone = len(self._running) <= 1 and not (self._transfers is not None and self._transfers.is_loading)
+        freed = self._retention.make_room(count, alone=alone)
         for program in freed.ended:
             self._waiting.end_hold(program)
         return freed.enough
@@ -352,6 +380,7 @@ class Scheduler:
         victim.status = Status.PREEMPTED
         victim.num_computed_tokens = 0
         victim.num_preemptions += 1
+        entry.has_loaded, entry.num_host_blocks, entry.num_disk_blocks = False, 0, 0
         self._num_preemptions += 1
         self._waiting.add(entry)
         return victim.request_id
@@ -385,6 +414,8 @@ class Scheduler:
                     continue
                 cached = self._match(entry)
                 if self._park(entry, len(cached)):
+                    break
+                if self._transfers is not None and self._load(self._transfers, entry, cached):
                     break
                 try:
                     return entry if self._start(entry, cached, now) else None
@@ -423,6 +454,47 @@ class Scheduler:
         if num_cached_blocks >= entry.num_usable(self.config.block_size) or entry.answer is not None:
             return False
         return self._waiting.park(entry, entry.keys[num_cached_blocks])
+
+    def _load(self, transfers: Transfers, entry: Entry, cached: list[int]) -> bool:
+        """Let one that could start now wait for its next blocks, if they are on their way up or lie below."""
+        usable = entry.num_usable(self.config.block_size)
+        if entry.answer is not None or len(cached) >= usable:
+            return False
+        load = transfers.loading(entry.keys[len(cached)])
+        if load is None:
+            if entry.has_loaded:
+                return False
+            count = transfers.reach(entry.keys, len(cached), usable)
+            needed = self._num_needed(entry, cached)
+            num_free = self._pool.num_free + self._pool.num_revocable
+            pool_load = PoolLoad(needed, num_free, self.config.num_blocks, len(self._running))
+            if not count or needed > num_free or not self._admission.admits(pool_load):
+                return False
+            entry.has_loaded = True
+            self._make_room(needed)
+            load = transfers.begin(entry.keys, cached, count, entry)
+        transfers.wait(load, entry)
+        self._waiting.set_aside(entry)
+        return True
+
+    def _prefetch(self, transfers: Transfers) -> None:
+        """Have blocks of those who are next copied up, though they cannot start yet, if that is in nobody's way."""
+        if not self._waiting or transfers.is_loading or not self._pool.num_empty:
+            return
+        for entry in self._waiting.heads():
+            if entry.has_loaded or entry.answer is not None:
+                continue
+            cached = self._match(entry)
+            count = transfers.reach(entry.keys, len(cached), entry.num_usable(self.config.block_size))
+            if 0 < count <= self._pool.num_empty:
+                entry.has_loaded = True
+                transfers.begin(entry.keys, cached, count, entry)
+                return
+
+    def _num_needed(self, entry: Entry, cached: Sequence[int]) -> int:
+        """Free blocks that it takes to start, with those of ``cached`` that are free now."""
+        fresh = -(-len(entry.request.token_ids) // self.config.block_size) - len(cached)
+        return fresh + self._pool.count_unused(cached)
 
     def _start(self, entry: Entry, cached: list[int], now: float) -> bool:
         """Move a request from the queue to running, with blocks for all it has; False if it does not fit.
@@ -595,6 +667,8 @@ class Scheduler:
             self._observe_stop(entry, self._computed_keys(entry) if left_any else (), reason.value, now)
             self._leave_running(entry)
         else:
+            if self._transfers is not None and self._waiting.is_aside(entry):
+                self._transfers.leave(entry)
             self._waiting.remove(entry)
         self._retention.discard(doomed, lane)
         del self._entries[request.request_id]
@@ -702,6 +776,7 @@ class Scheduler:
             ttft_later=self._tally.ttft_later.read(),
             turn_preemptions=self._tally.preemptions.read(),
             agent_log_dropped=0 if self._observer is None else self._observer.num_dropped,
+            tiers={} if self._transfers is None else self._transfers.counts(),
         )
 
     def check_integrity(self) -> None:
@@ -713,6 +788,9 @@ class Scheduler:
         leased = [lease.blocks for lease in self._retention.leases]
         tables = [entry.request.block_ids for entry in self._running]
         tables += [hold.blocks for hold in self._retention.holds]
+        if self._transfers is not None:
+            tables += self._transfers.tables()
+            self._transfers.check_integrity()
         self._pool.check_integrity(tables, leased)
         self._retention.check_integrity()
         if self._idle is not None:

@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 
 from braid.core.errors import BraidError
 from braid.core.request import TokenLogprobs
-from braid.core.step import SampledToken, SampleSpec, ScoreSpec, StepPlan, StepResult, Work
+from braid.core.step import Move, SampledToken, SampleSpec, ScoreSpec, StepPlan, StepResult, Work
 from braid.policy.cost import Estimate
-from braid.sched.config import MIXED
+from braid.sched.config import MIXED, TIER
 
 VOCAB_SIZE = 251
 
@@ -34,6 +34,17 @@ class FixedTime:
 
     def step(self, works: Iterable[Work]) -> Estimate:
         return Estimate(self.seconds)
+
+
+class TierTime(NamedTuple):
+    """How long copies between the device and the tiers below it take: seconds per step, and per block of each tier."""
+
+    latency: float
+    host: float
+    disk: float = 0.0
+
+    def step(self, moves: Iterable[Move]) -> float:
+        return self.latency + sum(self.host if move.tier == "host" else self.disk for move in moves)
 
 
 class SimulationEndError(BraidError):
@@ -64,11 +75,20 @@ def pseudo_scores(spec: ScoreSpec) -> list[TokenLogprobs]:
 
 
 class SimExecutor:
-    """An executor whose clock moves only in ``wait``, to the next event."""
+    """An executor whose clock moves only in ``wait``, to the next event.
 
-    lanes = (MIXED,)
+    Args:
+        tiers: makes it have the lane ``tier``, beside the other; what is moved is nothing.
+    """
 
-    def __init__(self, cost: StepTime, token: Callable[[SampleSpec], int] = pseudo_token) -> None:
+    def __init__(
+        self,
+        cost: StepTime,
+        token: Callable[[SampleSpec], int] = pseudo_token,
+        tiers: TierTime | None = None,
+    ) -> None:
+        self.lanes = (MIXED,) if tiers is None else (MIXED, TIER)
+        self._tiers = tiers
         self._cost = cost
         self._token = token
         self._clock = 0.0
@@ -93,6 +113,12 @@ class SimExecutor:
         return self._clock
 
     def submit(self, plan: StepPlan) -> None:
+        if plan.lane == TIER:
+            assert self._tiers is not None, "there is no tier below the device"
+            seconds = self._tiers.step(plan.moves)
+            moved = StepResult(plan.step_id, plan.lane, self._clock, seconds, {})
+            self._push(self._clock + seconds, STEP_ENDS, moved, None)
+            return
         estimate = self._cost.step(plan.works)
         self.num_extrapolated += estimate.extrapolated
         tokens = {

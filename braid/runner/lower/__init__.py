@@ -1,0 +1,1 @@
+"""KV below the device: slots in main memory and on disk, and the thread that copies."""

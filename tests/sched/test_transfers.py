@@ -1,0 +1,384 @@
+"""Blocks that go down behind programs' backs, and come up again. Blocks hold 4 tokens; the pool has 16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
+from braid.core.step import StepPlan, StepResult
+from braid.policy.agents.costs import CostPrior, LearntCosts
+from braid.policy.agents.plain import LeastRecent, lru
+from braid.policy.agents.policy import Fate, Keep
+from braid.sched.config import MIXED, TIER, Policies
+from braid.sched.loop import Loop
+from braid.sched.scheduler import Scheduler
+from braid.sim.executor import FixedTime, SimExecutor, TierTime
+
+
+class Copier:
+    """Takes the steps of the lane ``tier``; what was written to a slot is remembered by its key."""
+
+    def __init__(self, crank: Any) -> None:
+        self.crank = crank
+        self.slots: dict[tuple[str, int], bytes] = {}
+        self.loaded = 0
+
+    def plan(self) -> StepPlan | None:
+        plan: StepPlan | None = self.crank.scheduler.schedule(TIER, self.crank.now)
+        self.crank.scheduler.check_integrity()
+        return plan
+
+    def finish(self, plan: StepPlan, failed: frozenset[int] = frozenset(), *, breaks: bool = False) -> None:
+        pool = self.crank.scheduler._pool
+        for index, move in enumerate(plan.moves):
+            place = (move.tier, move.slot)
+            if index in failed:
+                continue
+            if move.is_load:
+                assert self.slots[place] == move.key, "a slot was written over"
+                self.loaded += 1
+            else:
+                assert pool.find(move.key) == move.block, "a block went while it was read"
+                self.slots[place] = move.key
+        broken = frozenset({plan.moves[0].tier}) if breaks else frozenset[str]()
+        result = StepResult(plan.step_id, TIER, 0.0, 0.01, {}, failed_moves=failed, broken_tiers=broken)
+        assert self.crank.scheduler.update(result, self.crank.now) == []
+        self.crank.scheduler.check_integrity()
+
+    def drain(self) -> int:
+        """Steps until there is nothing to copy."""
+        for count in range(100):
+            plan = self.plan()
+            if plan is None:
+                return count
+            self.finish(plan)
+        raise AssertionError("copies without end")
+
+
+@pytest.fixture
+def crank(make_crank: Any) -> Any:
+    return make_crank(max_model_len=64, num_disk_blocks=32)
+
+
+@pytest.fixture
+def copier(crank: Any) -> Copier:
+    return Copier(crank)
+
+
+def ref(program: str, *, final: bool = False) -> ProgramRef:
+    return ProgramRef(owner="o", program=program, final=final)
+
+
+def turn(crank: Any, program: str, prompt: Any, *, final: bool = False) -> Any:
+    request = crank.add(f"{program}-{crank.now}", prompt, max_tokens=1, program=ref(program, final=final))
+    crank.run()
+    return request
+
+
+def fill(crank: Any, num_blocks: int) -> None:
+    """Somebody without a program computes a prompt of so many blocks."""
+    crank.add(f"fill-{crank.now}", num_blocks * 4 - 1, max_tokens=1, cache_salt=str(crank.now))
+    crank.run()
+
+
+def disk(crank: Any) -> dict[str, int]:
+    counts: dict[str, int] = crank.scheduler.stats().tiers["disk"]
+    return counts
+
+
+def test_what_a_program_leaves_is_copied_down_and_what_others_leave_is_not(crank, copier) -> None:
+    fill(crank, 3)
+    assert copier.plan() is None
+    turn(crank, "p", range(13))
+    plan = copier.plan()
+    assert plan is not None
+    assert plan.lane == TIER
+    assert plan.works == ()
+    assert [move.is_load for move in plan.moves] == [False]  # a store locks one sixteenth of the pool
+    copier.finish(plan)
+    copier.drain()
+    assert disk(crank)["stored"] == disk(crank)["used"] == 3
+    turn(crank, "p", range(17))
+    copier.drain()
+    assert disk(crank)["stored"] == 4, "only what is new is copied"
+
+
+def test_a_turn_whose_blocks_were_evicted_waits_for_them(crank, copier) -> None:
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    request = crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    assert crank.plan() is None
+    copier.drain()
+    assert copier.loaded == 3
+    assert crank.step() == [("again", 12, 2)]
+    assert request.num_cached_tokens == 12
+    origins = crank.scheduler.stats().tokens_by_origin
+    assert (origins["disk_reload"], origins["host_reload"], origins["recompute"]) == (12, 0, 0)
+
+
+def test_others_go_on_while_it_waits(crank, copier) -> None:
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    crank.add("other", 8, max_tokens=1)
+    assert crank.step() == [("other", 0, 8)]
+    copier.drain()
+    assert crank.step() == [("again", 12, 2)]
+
+
+def test_two_who_want_the_same_blocks_load_them_once(crank, copier) -> None:
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    for name in ("a", "b"):
+        crank.add(name, range(14), max_tokens=1)
+    assert crank.plan() is None
+    copier.drain()
+    assert copier.loaded == 3
+    assert {name for name, start, _ in crank.step() if start == 12} == {"a", "b"}
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_what_comes_up_damaged_is_computed_again(crank, copier, bad: int) -> None:
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    assert crank.plan() is None
+    plan = copier.plan()
+    copier.finish(plan, failed=frozenset({bad}))
+    assert crank.step() == [("again", 4 * bad, 14 - 4 * bad)]
+    assert disk(crank)["failed"] == 1
+    copier.drain()
+    assert disk(crank)["stored"] == 4, "it is copied down anew"
+
+
+def test_a_broken_tier_keeps_nobody_waiting(crank, copier) -> None:
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    assert crank.plan() is None
+    copier.finish(copier.plan(), failed=frozenset({0, 1, 2}), breaks=True)
+    assert crank.step() == [("again", 0, 14)]
+    assert copier.plan() is None
+    turn(crank, "q", range(13))
+    assert copier.plan() is None
+    assert disk(crank)["slots"] == disk(crank)["used"] == 0
+
+
+def test_an_abort_gives_a_load_up(crank, copier) -> None:
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    assert crank.plan() is None
+    plan = copier.plan()
+    assert crank.scheduler.stats().num_free_blocks == 13
+    crank.scheduler.abort("again", crank.now)
+    crank.scheduler.check_integrity()
+    copier.finish(plan)
+    assert crank.scheduler.stats().num_free_blocks == 16
+    assert not crank.scheduler.has_unfinished
+
+
+def test_a_load_gives_way_to_who_runs(make_crank) -> None:
+    crank = make_crank(num_blocks=10, max_model_len=40, num_disk_blocks=32)
+    copier = Copier(crank)
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 10)
+    crank.add("long", 23, max_tokens=10)
+    crank.step()
+    crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    for _ in range(6):
+        crank.step()
+    assert crank.scheduler.stats().num_preemptions == 0
+    assert crank.scheduler.stats().num_running == 1
+    crank.run()
+    copier.drain()
+    assert len(crank.output("again")) == 1
+
+
+def test_a_load_that_takes_longer_than_computing_is_left(make_crank) -> None:
+    prior = CostPrior(step_s=0, token_s=1e-6, pair_s=0, decode_s=0, transfer_s=1.0)
+    crank = make_crank(
+        Policies(costs=LearntCosts(prior, has_lower=True)), max_model_len=64, num_disk_blocks=32
+    )
+    copier = Copier(crank)
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    assert crank.step() == [("again", 0, 14)]
+
+
+def test_copies_change_nothing_in_the_order_of_eviction(make_crank) -> None:
+    found = []
+    for num_disk_blocks in (0, 32):
+        crank = make_crank(max_model_len=64, num_disk_blocks=num_disk_blocks)
+        turn(crank, "p", range(13))
+        turn(crank, "q", range(50, 63))
+        if num_disk_blocks:
+            Copier(crank).drain()
+        fill(crank, 12)  # 6 of 16 blocks are cached: 2 of them must go
+        pool = crank.scheduler._pool
+        programs = crank.scheduler._retention.programs
+        found.append([[pool.find(key) is not None for key in p.keys] for p in programs.of("o")])
+    assert found[0] == found[1]
+    assert found[0] == [[True] * 3, [True, False, False]]
+
+
+def test_a_block_that_is_being_copied_is_not_evicted(crank, copier) -> None:
+    turn(crank, "p", range(13))
+    plan = copier.plan()
+    crank.add("all", 63, max_tokens=1)
+    assert crank.plan() is None, "one block is missing for a moment"
+    copier.finish(plan)
+    crank.run()
+    assert disk(crank)["stored"] == 1, "the others were evicted before their turn came"
+    copier.drain()
+
+
+class Swaps(LeastRecent):
+    def ended(self, program: Any, now: float) -> Keep:
+        return Keep(0.0, Fate.SWAP)
+
+
+def test_what_is_swapped_out_goes_first_once_it_is_below(make_crank) -> None:
+    policies = Policies(agents=lru()._replace(retention=Swaps()))
+    crank = make_crank(policies, max_model_len=64, num_disk_blocks=32)
+    copier = Copier(crank)
+    crank.add("old", range(100, 112), max_tokens=1)
+    crank.run()
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 13)
+    old = crank.add("old again", range(100, 113), max_tokens=1)
+    crank.step()
+    assert old.num_cached_tokens == 12
+    crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    crank.plan()
+    copier.drain()
+    assert copier.loaded == 3
+
+
+def test_a_program_that_is_over_is_the_first_to_leave_the_tier(make_crank) -> None:
+    crank = make_crank(max_model_len=64, num_disk_blocks=6)
+    copier = Copier(crank)
+    turn(crank, "p", range(13))
+    turn(crank, "q", range(50, 63))
+    copier.drain()
+    crank.scheduler.program(ProgramVerb.CLOSE, ref("q"), None, crank.now)
+    turn(crank, "r", range(80, 93))
+    copier.drain()
+    listed = {info.program: info for info in crank.scheduler.programs("o", 9, crank.now)}
+    assert disk(crank)["evicted"] == 3
+    fill(crank, 16)
+    listed = {info.program: info for info in crank.scheduler.programs("o", 9, crank.now)}
+    assert (listed["p"].num_lower_blocks, listed["r"].num_lower_blocks) == (3, 3)
+
+
+def test_prefetch_fills_blocks_that_hold_nothing(make_crank) -> None:
+    crank = make_crank(max_model_len=64, num_disk_blocks=32)
+    copier = Copier(crank)
+    turn(crank, "p", range(13))
+    copier.drain()
+    assert prefetch(crank) == Outcome("prefetch", Applied.APPLIED)
+    fill(crank, 16)  # all blocks hold something but the last, which never became full
+    assert prefetch(crank) == Outcome("prefetch", Applied.DEFERRED)
+    copier.drain()
+    assert copier.loaded == 1
+    assert prefetch(crank) == Outcome("prefetch", Applied.IGNORED, "pressure")
+    assert crank.scheduler.stats().num_free_blocks == 16
+
+
+def prefetch(crank: Any) -> Outcome:
+    outcome: Outcome = crank.scheduler.program(ProgramVerb.PREFETCH, ref("p"), None, crank.now)
+    return outcome
+
+
+def test_the_loop_never_stalls_with_a_tier(make_crank, new_request) -> None:
+    crank = make_crank(max_model_len=64, num_disk_blocks=32)
+    executor = SimExecutor(FixedTime(1.0), tiers=TierTime(0.1, 0.0, 0.5))
+    scheduler = Scheduler(crank.scheduler.config)
+    ended: list[str] = []
+    loop = Loop(
+        scheduler, executor, lambda deltas: ended.extend(d.request_id for d in deltas if d.finish_reason)
+    )
+    for index in range(12):
+        prompt = [index % 3] * 30 if index % 2 else [*[index % 3] * 30, *range(index)]
+        loop.add(new_request(str(index), prompt, program=ref(str(index % 3))))
+        loop.run_until_idle()
+    assert len(ended) == 12
+    stats = scheduler.stats()
+    assert stats.tiers["disk"]["loaded"] > 0
+    assert stats.num_free_blocks == stats.num_blocks
+    scheduler.check_integrity()
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["add", "add", "plan", "plan", "finish", "tier", "tier", "tier done", "tier bad", "abort"]
+        ),
+        st.integers(0, 4),
+        st.integers(1, 7),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    steps=steps, num_blocks=st.integers(10, 16), num_disk=st.integers(1, 12), num_host=st.sampled_from([0, 5])
+)
+def test_any_interleaving_ends_with_every_block_free(
+    make_crank_fn, steps, num_blocks, num_disk, num_host
+) -> None:
+    crank = make_crank_fn(num_blocks=num_blocks, num_disk_blocks=num_disk, num_host_blocks=num_host)
+    copier = Copier(crank)
+    flights: dict[str, StepPlan | None] = {MIXED: None, TIER: None}
+    live: list[str] = []
+    for number, (verb, which, length) in enumerate(steps):
+        if verb == "add":
+            prompt = [*[which] * (4 * length), *range(length)]
+            live.append(f"r{number}")
+            crank.add(live[-1], prompt, max_tokens=length, program=ref(str(which), final=length == 7))
+        elif verb == "plan" and flights[MIXED] is None:
+            flights[MIXED] = crank.plan()
+        elif verb == "finish" and flights[MIXED] is not None:
+            crank.finish(flights[MIXED])
+            flights[MIXED] = None
+        elif verb == "tier" and flights[TIER] is None:
+            flights[TIER] = copier.plan()
+        elif verb in ("tier done", "tier bad") and flights[TIER] is not None:
+            failed = frozenset({which}) if verb == "tier bad" else frozenset[int]()
+            copier.finish(flights[TIER], failed, breaks=verb == "tier bad" and length == 7)
+            flights[TIER] = None
+        elif verb == "abort" and live:
+            crank.scheduler.abort(live[which % len(live)], crank.now)
+            crank.scheduler.check_integrity()
+    finish_all(crank, copier, flights)
+    stats = crank.scheduler.stats()
+    assert stats.num_free_blocks == num_blocks
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+
+
+def finish_all(crank: Any, copier: Copier, flights: dict[str, StepPlan | None]) -> None:
+    """Both lanes step until nothing is left."""
+    for _ in range(1000):
+        if flights[MIXED] is not None:
+            crank.finish(flights[MIXED])
+        if flights[TIER] is not None:
+            copier.finish(flights[TIER])
+        flights[MIXED], flights[TIER] = crank.plan(), copier.plan()
+        if flights[MIXED] is None and flights[TIER] is None:
+            break
+    assert not crank.scheduler.has_unfinished, f"stalled:\n{crank.scheduler.dump()}"
