@@ -126,7 +126,9 @@ def agent_policy(name: str, costs: Costs, settings: AgentSettings | None = None)
 def unknown_policy(name: str) -> InvalidParameterError:
     """What to tell who asks for a policy that there is not."""
     names = ", ".join((*NAMES, *ABLATIONS))
-    return InvalidParameterError(f"unknown agent policy {name!r}; choose one of {names}", param="agent_policy")
+    return InvalidParameterError(
+        f"unknown agent policy {name!r}; choose one of {names}", param="agent_policy"
+    )
 
 
 def oracle_policy(
