@@ -16,7 +16,7 @@ from braid.policy.agents.oracle import NextUse
 from braid.policy.agents.policy import AgentPolicy
 from braid.policy.agents.program import Program
 from braid.sched.config import Policies, SchedulerConfig
-from braid.sim.executor import StepTime
+from braid.sim.executor import StepTime, TierTime
 from braid.sim.grain import Grained
 from braid.sim.ledger import Ledger
 from braid.sim.programs import Family, Place, Start, arrivals_of, draw_starts
@@ -32,13 +32,16 @@ class AgentSetup:
         machine: what ``cost`` stands for, in words.
         rate, num_programs: of the programs, per second.
         kv_tokens: that the device holds.
+        host_kv_tokens, disk_kv_tokens: that the tiers below it hold; 0 for none.
+        tiers: how fast these are, per block; None where there are none.
         max_model_len: of one request.
         max_num_seqs, max_num_batched_tokens: of one step.
         grain: steps that are simulated as one, see ``braid.sim.grain``.
         say_final: whether clients say that no turn follows.
 
     Raises:
-        InvalidParameterError: the grain does not divide the block size.
+        InvalidParameterError: the grain does not divide the block size, or a tier has tokens and no times.
+        CapacityError: one request does not fit.
     """
 
     cost: StepTime
@@ -47,6 +50,9 @@ class AgentSetup:
     num_programs: int
     kv_tokens: int
     max_model_len: int
+    host_kv_tokens: int = 0
+    disk_kv_tokens: int = 0
+    tiers: TierTime | None = None
     block_size: int = 256
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
@@ -59,11 +65,22 @@ class AgentSetup:
             raise InvalidParameterError(
                 f"grain must divide the block size ({self.block_size}), got {self.grain}", param="grain"
             )
+        for name in ("host_kv_tokens", "disk_kv_tokens"):
+            if getattr(self, name) < 0:
+                raise InvalidParameterError(
+                    f"{name} must be at least 0, got {getattr(self, name)}", param=name
+                )
+        if self.has_lower and self.tiers is None:
+            raise InvalidParameterError("tiers below the device need times", param="tiers")
         if self.kv_tokens < self.max_model_len:
             raise CapacityError(
                 f"the KV store holds {self.kv_tokens} tokens, but one request may have {self.max_model_len}; "
                 "choose a smaller context or more KV"
             )
+
+    @property
+    def has_lower(self) -> bool:
+        return bool(self.host_kv_tokens or self.disk_kv_tokens)
 
     @property
     def scheduler(self) -> SchedulerConfig:
@@ -74,6 +91,8 @@ class AgentSetup:
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_model_len=self.max_model_len // self.grain,
+            num_host_blocks=self.host_kv_tokens // self.block_size,
+            num_disk_blocks=self.disk_kv_tokens // self.block_size,
             max_waiting=max(10_000, 100 * self.num_programs),
         )
 
@@ -85,7 +104,8 @@ class AgentSetup:
                 token_s=prior.token_s * grain,
                 pair_s=prior.pair_s * grain * grain,
                 decode_s=prior.decode_s * grain,
-            )
+            ),
+            has_lower=self.has_lower,
         )
 
 
@@ -130,6 +150,7 @@ def run_agents(families: Sequence[Family], setup: AgentSetup, policy: str, seed:
         setup.scheduler,
         Grained(setup.cost, setup.grain, setup.max_num_batched_tokens),
         Policies(agents=agents, costs=costs),
+        tiers=setup.tiers if setup.has_lower else None,
         observer=ledger,
     )
     return _run(policy, seed, setup, report, ledger, starts, places)
@@ -199,6 +220,7 @@ def _run(
 
 def plain_setup(setup: AgentSetup) -> dict[str, Any]:
     """A setup as plain data, for results; the cost only in words."""
-    names = [name for name in AgentSetup.__slots__ if name not in ("cost", "settings")]
+    names = [name for name in AgentSetup.__slots__ if name not in ("cost", "settings", "tiers")]
+    tiers = None if setup.tiers is None else setup.tiers._asdict()
     settings = {name: getattr(setup.settings, name) for name in AgentSettings.__slots__}
-    return {name: getattr(setup, name) for name in names} | {"agent_settings": settings}
+    return {name: getattr(setup, name) for name in names} | {"agent_settings": settings, "tiers": tiers}

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from braid.core.errors import InvalidParameterError
-from braid.sim.executor import StepTime
+from braid.core.spec import DTYPE_BYTES
+from braid.sim.executor import StepTime, TierTime
 from braid.sim.gpus import gpu_named
 from braid.sim.machine import load_machine
 from braid.sim.roofline import Roofline
-from braid.sim.sizes import model_named
+from braid.sim.sizes import ALIASES, KV_BYTES, MODELS, model_named
 
 MAX_NUM_SEQS = 64
 MAX_NUM_BATCHED_TOKENS = 2048
+TRANSFER_S = 0.0002
+"""Seconds that any transfer takes beside its bytes, assumed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +38,22 @@ class Platform:
     max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS
     link: float | None = None
     kv_bytes_per_token: int | None = None
+
+    def tiers(self, block_size: int, disk: float) -> TierTime:
+        """How fast the tiers below are, for blocks of ``block_size`` tokens and a disk of ``disk`` bytes per second.
+
+        Raises:
+            InvalidParameterError: nobody knows how many bytes a token's KV has.
+        """
+        if self.kv_bytes_per_token is None:
+            raise InvalidParameterError(
+                f"the size of a token's KV is not known here; tiers below the device need one of: {', '.join(MODELS)}",
+                param="model",
+            )
+        if not disk > 0:
+            raise InvalidParameterError(f"the disk's speed must be above 0, got {disk}", param="disk_gb_s")
+        size = block_size * self.kv_bytes_per_token
+        return TierTime(TRANSFER_S, size / self.link if self.link else inf, size / disk)
 
 
 def roofline_platform(machine: str, model: str, dtype: str) -> Platform:
@@ -65,7 +85,7 @@ def measured_platform(path: Path, model: str | None) -> Platform:
         InvalidParameterError: it is another model's.
     """
     known = load_machine(path)
-    if model is not None and model not in (known.model, known.model.rsplit("/", 1)[-1]):
+    if model is not None and model != known.model and not _name(known.model).startswith(_name(model)):
         raise InvalidParameterError(
             f"{path} was measured with {known.model}, not with {model!r}; leave --model out or calibrate it",
             param="model",
@@ -78,4 +98,17 @@ def measured_platform(path: Path, model: str | None) -> Platform:
         kv_tokens=config.num_blocks * config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        kv_bytes_per_token=_kv_bytes(known.model, known.dtype),
     )
+
+
+def _name(model: str) -> str:
+    """Without who made it, as ``MODELS`` are named."""
+    name = model.rsplit("/", 1)[-1].lower()
+    return ALIASES.get(name, name)
+
+
+def _kv_bytes(model: str, dtype: str) -> int | None:
+    """Of a model that was measured, if it is one of those known here under any name that begins like theirs."""
+    found = next((sizes for sizes in MODELS.values() if _name(model).startswith(sizes.name)), None)
+    return None if found is None else found.kv_bytes_per_token * DTYPE_BYTES[dtype] // KV_BYTES

@@ -20,7 +20,10 @@ from braid.sched.config import Policies, SchedulerConfig
 from braid.sched.loop import Loop
 from braid.sched.observer import Observer
 from braid.sched.scheduler import Scheduler, SchedulerStats
-from braid.sim.executor import SimExecutor, StepTime, pseudo_token
+from braid.sim.executor import SimExecutor, StepTime, TierTime, pseudo_token
+
+END_TOKEN = 2**32 - 1
+"""No other token of a simulation is equal to it."""
 
 
 class Arrival(NamedTuple):
@@ -35,7 +38,8 @@ class Arrival(NamedTuple):
         after: places in the trace of the requests that must have ended before this one arrives, ``delay`` seconds
             after the last of them (a program's next turn behind its tool call). They lie before it in the trace.
             One that was refused has ended, too.
-        ending: how its answer ends and which tool it calls, told to the scheduler as whoever reads the answer would.
+        ending: how its answer ends and which tool it calls: its last token is an end token, and the rest is told to the
+            scheduler as whoever reads the answer would. Without it an answer ends by its length.
     """
 
     time: float
@@ -72,17 +76,19 @@ def simulate(
     cost: StepTime,
     policies: Policies | None = None,
     *,
+    tiers: TierTime | None = None,
     observer: Observer | None = None,
 ) -> SimReport:
     """Run a trace to its end. Equal arguments give equal reports, byte for byte.
 
     Output lengths are the trace's; what an executor would sample does not matter. A turn that waits for another
-    arrives when that one has ended here, never when it did elsewhere. ``observer`` hears of every turn.
+    arrives when that one has ended here, never when it did elsewhere. ``tiers`` says how fast
+    those below the device are, where the config has any; ``observer`` hears of every turn.
 
     Raises:
         ValueError: a request waits for one that is not before it.
     """
-    return _Simulation(arrivals, config, cost, policies, observer).run()
+    return _Simulation(arrivals, config, cost, policies, tiers, observer).run()
 
 
 class _Simulation:
@@ -92,11 +98,12 @@ class _Simulation:
         config: SchedulerConfig,
         cost: StepTime,
         policies: Policies | None,
+        tiers: TierTime | None,
         observer: Observer | None,
     ) -> None:
         self._arrivals = arrivals
         self._scheduler = Scheduler(config, policies, observer=observer)
-        self._executor = SimExecutor(cost, self._token)
+        self._executor = SimExecutor(cost, self._token, tiers)
         self._loop = Loop(self._scheduler, self._executor, self._take)
         self._alive: dict[str, Request] = {}
         self._token_times: dict[str, array[float]] = {}
@@ -148,6 +155,9 @@ class _Simulation:
     def _token(self, spec: SampleSpec) -> int:
         """The trace's own answer; a request's seed is its place in the trace."""
         position = len(spec.token_ids) - spec.num_prompt_tokens
+        arrival = self._arrivals[spec.seed]
+        if arrival.ending is not None and position == arrival.num_output_tokens - 1:
+            return END_TOKEN
         reply = self._replies[str(spec.seed)]
         return reply[position] if position < len(reply) else pseudo_token(spec)
 
@@ -192,8 +202,11 @@ def _request(index: int, arrival: Arrival, now: float) -> Request:
     return Request(
         request_id=str(index),
         prompt_token_ids=token_ids,
-        params=SamplingParams(temperature=0, max_tokens=arrival.num_output_tokens, ignore_eos=True),
+        params=SamplingParams(
+            temperature=0, max_tokens=arrival.num_output_tokens, ignore_eos=arrival.ending is None
+        ),
         arrival_time=now,
+        eos_token_ids=frozenset() if arrival.ending is None else frozenset((END_TOKEN,)),
         seed=index,
         priority=arrival.priority,
         program=arrival.program,

@@ -8,6 +8,8 @@ import pytest
 
 from braid.cli import main
 from braid.lab.table import Trace, TraceInfo, conform, save
+from braid.policy.calibration import cost_to_data
+from braid.policy.cost import Grid, Line, StepCost
 
 
 @pytest.fixture
@@ -101,3 +103,34 @@ def test_a_model_that_does_not_fit_and_unknown_machines_are_told(
     assert "choices: a100-80g" in capsys.readouterr().err
     assert main([*words, "--machine", "a100-80g"]) == 2
     assert "needs a --model" in capsys.readouterr().err
+
+
+def test_this_machine_is_what_was_calibrated_here(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BRAID_CACHE", str(tmp_path))
+    words = ["sim", "agents", "--trace", str(trace), "--rate", "1", "--machine", "this", "--programs", "3"]
+    assert main(words) == 2
+    assert "run braid calibrate first" in capsys.readouterr().err
+    cost = StepCost(
+        profile="made up for tests",
+        dense=Line((1, 2048), (0.01, 1.0)),
+        head=Line((1, 16), (0.001, 0.002)),
+        prefill=Grid((1, 2048), (0, 8192), ((0.0, 0.001), (0.1, 0.4))),
+        decode=Grid((1, 16), (1, 8192), ((0.0001, 0.002), (0.001, 0.02))),
+    )
+    limits = {"num_blocks": 1024, "max_num_seqs": 16, "max_num_batched_tokens": 2048, "max_model_len": 8192}
+    data = {
+        "version": 1,
+        "model": "tiny",
+        "dtype": "float32",
+        "scheduler": limits,
+        "held_out_error": {"decode": 0.05},
+        "cost": cost_to_data(cost),
+    }
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "tiny-float32.json").write_text(json.dumps(data))
+    assert main([*words, "--policy", "lru"]) == 0
+    assert "made up for tests (median error of step times: decode 5.0%)" in capsys.readouterr().out
+    assert main([*words, "--host-kv-tokens", "4096"]) == 2
+    assert "use --disk-kv-tokens" in capsys.readouterr().err

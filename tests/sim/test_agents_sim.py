@@ -7,7 +7,7 @@ from braid.policy.agents.catalog import NAMES, ORACLES
 from braid.policy.agents.program import Finish
 from braid.sim.agents import AgentSetup, run_agents
 from braid.sim.compare import combined, interval, numbers_of, ratio_of, run_all, summary_of
-from braid.sim.executor import FixedTime
+from braid.sim.executor import FixedTime, TierTime
 from braid.sim.programs import Family, Text, Turn
 
 
@@ -113,6 +113,33 @@ def test_wrong_setups_are_told() -> None:
         setup(kv_tokens=512)
     with pytest.raises(InvalidParameterError, match="unknown agent policy 'best'"):
         run_agents(FAMILIES, BUSY, "best", 0)
+
+
+def test_policies_hear_how_turns_end_and_how_long_gaps_are() -> None:
+    """A hold of 2 s runs out in gaps of 5 s, and is handed over in gaps of 1 s."""
+    slow, quick = (
+        run_agents([chain(number, [(100, 12)] * 3, gap_s) for number in range(3)], BUSY, "pin-2s", seed=0)
+        for gap_s in (5.0, 1.0)
+    )
+    # After the first turn of all: then the mean gap is above 2 s, and nothing is held any more.
+    assert slow.kept["expired"] > 0
+    assert quick.kept["expired"] == 0
+    assert quick.kept["handed over"] == 18
+
+
+def test_a_tier_below_brings_back_what_was_evicted() -> None:
+    families = [chain(number, [(200, 8)] * 4, 5.0) for number in range(6)]
+    small = {"num_programs": 6, "rate": 10.0, "kv_tokens": 1024}
+    without = run_agents(families, setup(**small), "lru", seed=0)
+    tiers = TierTime(latency=0.001, host=0.0001)
+    below = run_agents(families, setup(**small, host_kv_tokens=65_536, tiers=tiers), "lru", seed=0)
+    assert below.tokens["host_reload"] > 0
+    assert below.tokens["recompute"] < without.tokens["recompute"]
+    assert below.tokens["compulsory"] == pytest.approx(without.tokens["compulsory"], rel=0.05)
+    with pytest.raises(InvalidParameterError, match="need times"):
+        setup(host_kv_tokens=64)
+    with pytest.raises(InvalidParameterError, match="disk_kv_tokens must be at least 0, got -1"):
+        setup(disk_kv_tokens=-1)
 
 
 def test_several_seeds_have_means_and_intervals() -> None:

@@ -5,8 +5,11 @@ import random
 import pytest
 
 from braid.core.metrics import summary
+from braid.core.program import ProgramRef
+from braid.policy.agents.program import Finish, ProgramId
 from braid.policy.cost import Grid, Line, StepCost
 from braid.sched.config import SchedulerConfig
+from braid.sched.observer import TurnStart, TurnStop
 from braid.sim.executor import FixedTime
 from braid.sim.run import Arrival, simulate
 
@@ -90,6 +93,26 @@ def test_the_next_turn_finds_prompt_and_reply_in_the_cache() -> None:
     # The last token's KV is not computed, so its block is not full.
     assert report.stats.prefix_hits == 112
     assert report.stats.generation_tokens == 29
+
+
+def test_an_answer_with_an_ending_stops_and_its_program_is_told() -> None:
+    told: list[tuple[ProgramId, Finish, float]] = []
+
+    class Listener:
+        num_dropped = 0
+
+        def started(self, turn: TurnStart) -> None: ...
+
+        def stopped(self, turn: TurnStop) -> None:
+            assert turn.reason == "stop"
+
+        def told(self, program: ProgramId, finish: Finish, now: float) -> None:
+            told.append((program, finish, now))
+
+    turn = Arrival(0.0, 10, 3, program=ProgramRef(owner="", program="p"), ending=(Finish.TOOL, "bash"))
+    report = simulate([turn], CONFIG, FixedTime(1.0), observer=Listener())
+    assert list(report.requests[0].token_times) == [1.0, 2.0, 3.0]
+    assert told == [(ProgramId("", "p"), Finish.TOOL, 3.0)]
 
 
 def test_a_request_that_waits_for_a_later_one_is_an_error() -> None:

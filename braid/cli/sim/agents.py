@@ -15,6 +15,7 @@ from braid.core.errors import InvalidParameterError
 if TYPE_CHECKING:
     from braid.lab.programs.families import FamilyOptions
     from braid.sim.agents import AgentSetup
+    from braid.sim.executor import TierTime
     from braid.sim.platform import Platform
 
 PROGRAMS = Group("Programs", sort_key=1)
@@ -93,8 +94,14 @@ class EngineFlags:
         Parameter(group=ENGINE, help="Tokens whose KV the device holds.", show_default="what fits"),
     ] = None
     host_kv_tokens: Annotated[
-        int, Parameter(group=ENGINE, help="Tokens whose KV the tier below holds; 0 for none.")
+        int, Parameter(group=ENGINE, help="Tokens whose KV the host's memory holds; 0 for none.")
     ] = 0
+    disk_kv_tokens: Annotated[
+        int, Parameter(group=ENGINE, help="Tokens whose KV the disk holds; 0 for none.")
+    ] = 0
+    disk_gb_s: Annotated[
+        float, Parameter(group=ENGINE, help="Gigabytes per second from and to the disk.")
+    ] = 2.0
     max_model_len: Annotated[
         int | None,
         Parameter(group=ENGINE, help="Tokens of one request.", show_default="the model's, if that fits"),
@@ -149,6 +156,9 @@ class EngineFlags:
             rate=flags.rate,
             num_programs=flags.programs,
             kv_tokens=kv_tokens,
+            host_kv_tokens=self.host_kv_tokens,
+            disk_kv_tokens=self.disk_kv_tokens,
+            tiers=self._tiers(platform),
             max_model_len=self.max_model_len or min(platform.context, kv_tokens),
             block_size=self.block_size,
             max_num_seqs=self.max_num_seqs or platform.max_num_seqs,
@@ -156,6 +166,16 @@ class EngineFlags:
             grain=self.grain,
             say_final=flags.say_final,
         )
+
+    def _tiers(self, platform: Platform) -> TierTime | None:
+        if not (self.host_kv_tokens or self.disk_kv_tokens):
+            return None
+        if self.host_kv_tokens and platform.link is None:
+            raise InvalidParameterError(
+                "on a machine without a GPU the host's memory is where the KV lies; use --disk-kv-tokens",
+                param="host_kv_tokens",
+            )
+        return platform.tiers(self.block_size, self.disk_gb_s * 1e9)
 
 
 def agents(

@@ -14,6 +14,7 @@ from braid.cli.trace.console import ConsoleProgress
 from braid.cli.trace.opening import open_trace
 from braid.core.errors import BraidError
 from braid.lab.programs.families import Families, families_of
+from braid.lab.synthetic.pair import with_lengths
 from braid.policy.agents.catalog import ORACLES, agent_policy
 from braid.sim.agents import AgentRun, AgentSetup, plain_setup
 from braid.sim.compare import ratio_of, run_all, summary_of
@@ -38,8 +39,6 @@ def run(
     with ConsoleProgress() as progress:
         trace = open_trace(programs.trace, programs.format, progress)
         if programs.lengths is not None:
-            from braid.lab.synthetic.pair import with_lengths
-
             trace = with_lengths(trace, open_trace(programs.lengths, "auto", progress), seeds[0])
         found = families_of(trace, programs.options(setup.max_model_len), progress)
         total = len(policies) * len(seeds)
@@ -52,9 +51,9 @@ def run(
         progress.update("simulating", 0, total)
         runs = run_all(found.families, setup, policies, seeds, jobs=jobs, done=done)
     report = report_of(runs, setup, programs, engine, found, seeds)
-    show(report)
     if out is not None:
         write(report, out)
+    show(report)
 
 
 def _check(policies: Sequence[str], setup: AgentSetup) -> None:
