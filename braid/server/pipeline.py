@@ -32,6 +32,7 @@ from braid.server.observe.report import CallReport
 from braid.server.programs.boundaries import boundaries, marked_messages
 from braid.server.programs.registry import Plan, Programs, Told
 from braid.server.programs.registry import Result as TurnResult
+from braid.server.programs.volatile import strip
 from braid.server.prompts import (
     check_messages,
     check_prompt_logprobs,
@@ -71,11 +72,13 @@ class TextRequest:
 class _Read(NamedTuple):
     """What a conversation became before anything was checked against the engine's limits.
 
-    ``constraint`` is the grammar of the whole output; there is one reader for each choice.
+    ``constraint`` is the grammar of the whole output; there is one reader for each choice. ``num_stripped`` billing
+    lines were left out.
     """
 
     prompt: Tokens
     told: Told
+    num_stripped: int
     constraint: Constraint | None
     readers: list[ReplyReader]
 
@@ -131,6 +134,7 @@ class Pipeline:
         engine_info(context)
         check_messages(context, wanted.messages, wanted.tools)
         read = await self.off_loop(wanted.size, lambda: self._read(request, wanted))
+        self.metrics.volatile_lines.inc(read.num_stripped)
         call, plan = self._call(
             request,
             wanted,
@@ -196,6 +200,11 @@ class Pipeline:
     def _read(self, request: Request, wanted: TurnRequest) -> _Read:
         """All that grows with what was sent. May run in a worker thread."""
         told = self.programs.read(record_of(request), request.scope["headers"])
+        num_stripped = 0
+        if self.context.config.strip_volatile_line:
+            messages, breakpoints, num_stripped = strip(wanted.messages, wanted.breakpoints)
+            if num_stripped:
+                wanted = replace(wanted, messages=messages, breakpoints=breakpoints)
         prompt, text = self._encode(wanted)
         check_length(len(prompt), engine_info(self.context).max_model_len, wanted.param)
         told = self.programs.look(told, prompt, self._opening(wanted))
@@ -212,7 +221,7 @@ class Pipeline:
         )
         tools = () if wanted.tool_choice.mode == "none" else wanted.tools
         readers = [reply_format.reader(prompt=text, tools=tools) for _ in range(wanted.params.n)]
-        return _Read(prompt, told, constraint, readers)
+        return _Read(prompt, told, num_stripped, constraint, readers)
 
     def _opening(self, wanted: TurnRequest) -> int:
         """Tokens at the end of a prompt that only open the answer; thoughts switched off, say, make them others."""

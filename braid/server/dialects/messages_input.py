@@ -27,10 +27,9 @@ from braid.server.dialects.messages_blocks import (
     unknown,
 )
 from braid.server.guard.body import echo
+from braid.server.programs.volatile import without_volatile_line
 from braid.server.turn import Message
 
-BILLING_LINE = "x-anthropic-billing-header:"
-"""Begins a system text of Claude Code; a part of the line changes on every request, and no prefix would ever match."""
 ID_PREFIX = "toolu_"
 """Of tool calls in this dialect. Templates see ids without it: as the model's reader made them."""
 MAX_MARKS = 4
@@ -90,11 +89,6 @@ def read_conversation(
         reader.turn(role, blocks)
     last = turns[-1][0] if turns else "user"
     return reader.finish(last, tools, cache_control)
-
-
-def without_volatile_line(text: str) -> str | None:
-    """A system text without the billing line it begins with; None where it begins with none."""
-    return text.partition("\n")[2].lstrip("\n") if text.startswith(BILLING_LINE) else None
 
 
 class _Reader:

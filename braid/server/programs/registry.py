@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -17,11 +18,14 @@ from braid.server.programs.fields import dig, flag
 from braid.server.programs.identity import Identity, resolve
 from braid.server.programs.intent import ACTED_ON, Wishes, read_wishes
 from braid.server.programs.lineage import Lineage, Node, Prompt
+from braid.server.programs.volatile import Glance
 
 OUTCOMES_HEADER = b"x-braid-outcomes"
 OUTCOMES_FIELD = "braid.outcomes"
 
 Clock = Callable[[], float]
+
+logger = logging.getLogger(__name__)
 
 
 class Told(NamedTuple):
@@ -34,6 +38,8 @@ class Told(NamedTuple):
     wishes: Wishes
     prompt: Prompt | None = None
     boundaries: tuple[int, ...] = ()
+    tokens: Sequence[int] = ()
+    """Of that prompt."""
 
     @property
     def intent(self) -> RetainIntent | None:
@@ -76,6 +82,9 @@ class ProgramState:
     active: int = 0
     """Turns under way."""
     lease_until: float | None = None
+    glance: Glance | None = None
+    """Of its first prompt, until another one has been compared with it."""
+    is_compared: bool = False
 
     def count(self, usage: Usage) -> None:
         self.num_prompt_tokens += usage.num_prompt_tokens
@@ -90,6 +99,8 @@ class _Owner:
         self.lineage = Lineage()
         self.programs: OrderedDict[str, ProgramState] = OrderedDict()
         self._max_programs = max_programs
+        self.is_warned = False
+        """Of prompts that begin with something that changes."""
 
     def touch(self, ref: ProgramRef, now: float) -> ProgramState:
         """The state of a program, made if it is new. What a client leaves out this time stays as it was."""
@@ -154,7 +165,7 @@ class Programs:
     def look(self, told: Told, prompt: Sequence[int], open_tokens: int) -> Told:
         """Add what a prompt shows; see ``Lineage.prompt``."""
         lineage = self._owner(told.identity.owner).lineage
-        return told._replace(prompt=lineage.prompt(prompt, open_tokens))
+        return told._replace(prompt=lineage.prompt(prompt, open_tokens), tokens=prompt)
 
     def plan(self, told: Told) -> Plan:
         """Decide whose turn a request is: the program it names, the one its prompt continues, or a new one."""
@@ -192,6 +203,7 @@ class Programs:
         owner = self._owner(plan.program.owner)
         state = owner.touch(plan.program, self._clock())
         owner.prune(self._clock(), self._config.program_idle_seconds)
+        self._compare(owner, state, plan.told.tokens, block_size)
         state.active += 1
         if plan.continues is not None:
             plan.continues.pending += 1
@@ -222,6 +234,23 @@ class Programs:
             state.lease_until = state.last_seen + intent.lease_s
         if plan.program.final and not state.active:
             owner.programs.pop(plan.program.program, None)
+
+    def _compare(self, owner: _Owner, state: ProgramState, prompt: Sequence[int], block_size: int) -> None:
+        """See whether a program's prompts begin with something that changes every time, and say so once per owner."""
+        if owner.is_warned or state.is_compared:
+            return
+        if state.glance is None:
+            state.glance = Glance.at(prompt, block_size)
+            return
+        glance, state.glance, state.is_compared = state.glance, None, True
+        place = glance.first_difference(prompt)
+        if place is not None:
+            owner.is_warned = True
+            logger.warning(
+                "the prompts of a program are nearly the same but differ at token %d, so nothing of them is reused; "
+                "its client should put what changes behind what does not",
+                place,
+            )
 
     def find(self, owner: str, program: str) -> ProgramState | None:
         known = self._owners.get(owner)
