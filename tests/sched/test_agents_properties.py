@@ -10,16 +10,19 @@ from hypothesis import strategies as st
 
 from braid.core.program import ProgramRef, ProgramVerb, RetainIntent
 from braid.core.request import FinishReason
+from braid.core.step import StepPlan, StepResult
 from braid.policy.agents.catalog import ABLATIONS, NAMES, AgentSettings, agent_policy
-from braid.policy.agents.costs import LearntCosts
+from braid.policy.agents.costs import CostPrior, LearntCosts
 from braid.policy.agents.program import Finish
-from braid.sched.config import Policies
+from braid.sched.config import TIER, Policies
 
 BLOCK_SIZE = 4
 MAX_LEN = 40
 IDLE_S = 4000.0
 """Longer than any lease, protection or program without a turn lasts."""
 ENDLESS = 1e300
+SLOW_PREFILL = CostPrior(token_s=1.0)
+"""Whatever lies below is worth being copied up."""
 
 
 class Move(NamedTuple):
@@ -99,10 +102,13 @@ class Play:
     """One script under one policy."""
 
     def __init__(self, make_crank: Any, policy: str, config: dict[str, Any]) -> None:
-        costs = LearntCosts()
+        self.has_tier = bool(config.get("num_disk_blocks"))
+        costs = LearntCosts(SLOW_PREFILL, has_lower=self.has_tier)
         agents = agent_policy(policy, costs, AgentSettings(aged_s=20.0, gate_deadline_s=30.0))
         policies = Policies(agents=agents, costs=costs)
         self.crank = make_crank(policies, max_model_len=MAX_LEN, block_size=BLOCK_SIZE, **config)
+        self.copies: StepPlan | None = None
+        self.num_copies = 0
         self.requests: dict[str, Any] = {}
         self.fates: dict[str, str] = {}
         self.texts: dict[tuple[str, int], list[int]] = {}
@@ -118,11 +124,26 @@ class Play:
                 planned = {work.request_id for work in plan.works}
                 errors = {name: "broken" for name in self._due("error") if name in planned}
                 self.crank.finish(plan, errors=errors, token=self._token)
-            elif self.crank.scheduler.has_unfinished:
+            elif self.crank.scheduler.has_unfinished and self.copies is None:
                 raise AssertionError(f"stalled:\n{self.crank.scheduler.dump()}")
-            elif number >= len(script):
+            elif number >= len(script) and self.copies is None:
                 return
+            self._copy()
         raise AssertionError(f"not done:\n{self.crank.scheduler.dump()}")
+
+    def _copy(self) -> None:
+        """The copies that were planned last time are done, but for one in seven that fails; the next begin."""
+        if not self.has_tier:
+            return
+        crank, plan = self.crank, self.copies
+        if plan is not None:
+            numbers = range(self.num_copies, self.num_copies + len(plan.moves))
+            failed = frozenset(index for index, number in enumerate(numbers) if number % 7 == 6)
+            self.num_copies += len(plan.moves)
+            result = StepResult(plan.step_id, TIER, crank.now, 0.01, {}, failed_moves=failed)
+            crank.scheduler.update(result, crank.now)
+        self.copies = crank.scheduler.schedule(TIER, crank.now)
+        crank.scheduler.check_integrity()
 
     def _do(self, name: str, move: Move) -> None:
         crank = self.crank
@@ -227,6 +248,26 @@ def test_a_pool_that_may_be_leased_whole_goes_on(
         patch.setattr("braid.sched.leases.SHARE", 1)
         patch.setattr("braid.sched.protections.SHARE", 1)
         play(make_crank_fn, policy, {"num_blocks": num_blocks}, script)
+
+
+@pytest.mark.parametrize("policy", ["infercept", "continuum", "braid"])
+@settings(max_examples=15, deadline=None)
+@given(
+    config=configs,
+    script=scripts,
+    num_disk_blocks=st.integers(1, 40),
+    num_host_blocks=st.sampled_from([0, 6]),
+)
+def test_a_tier_below_changes_no_token(
+    make_crank_fn: Any,
+    policy: str,
+    config: dict[str, Any],
+    script: list[list[Move]],
+    num_disk_blocks: int,
+    num_host_blocks: int,
+) -> None:
+    below = {"num_disk_blocks": num_disk_blocks, "num_host_blocks": num_host_blocks}
+    play(make_crank_fn, policy, config | below, script)
 
 
 @settings(max_examples=20, deadline=None)
