@@ -110,6 +110,37 @@ class EngineOptions:
         ),
     ] = None
 
+    kv_disk: Annotated[
+        int | None,
+        Parameter(
+            group=ENGINE,
+            converter=_bytes,
+            metavar="SIZE",
+            help="Disk for KV of programs that memory has no room for, such as 20GiB.",
+            show_default="none",
+        ),
+    ] = None
+    kv_disk_path: Annotated[
+        str | None,
+        Parameter(
+            group=ENGINE, metavar="DIR", help="Where that file lies.", show_default="Braid's cache folder"
+        ),
+    ] = None
+    kv_disk_keep: Annotated[
+        bool,
+        Parameter(group=ENGINE, help="Find the KV on disk again after a restart.", negative=()),
+    ] = False
+    kv_host: Annotated[
+        int | None,
+        Parameter(
+            group=ENGINE,
+            converter=_bytes,
+            metavar="SIZE",
+            help="Main memory for KV that a GPU has no room for.",
+            show_default="none",
+        ),
+    ] = None
+
     def config(self, model: str) -> EngineConfig:
         """Validate.
 

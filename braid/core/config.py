@@ -47,6 +47,11 @@ class EngineConfig:
         agent_policy: how agents' programs are ordered, admitted and kept; see ``braid.policy.agents.catalog``.
         agent_log: file to which every turn's start and stop are appended, one JSON line each, without text or ids.
 
+        kv_disk: bytes on disk for the KV of programs that the device has no room for; None for none.
+        kv_disk_path: folder of that file; None takes ``kv`` in Braid's cache folder.
+        kv_disk_keep: the file stays for the next engine with the same model; else it goes with this one.
+        kv_host: the same in main memory, below a GPU.
+
     Raises:
         InvalidParameterError: naming the field, the value and the valid range.
     """
@@ -65,6 +70,10 @@ class EngineConfig:
     pooling: str = "auto"
     agent_policy: str = DEFAULT_AGENT_POLICY
     agent_log: str | None = None
+    kv_disk: int | None = None
+    kv_disk_path: str | None = None
+    kv_disk_keep: bool = False
+    kv_host: int | None = None
 
     def __post_init__(self) -> None:
         model_ok = isinstance(self.model, str) and self.model.strip() != ""
@@ -77,12 +86,23 @@ class EngineConfig:
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "threads"):
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "kv_cache_memory",
+            "threads",
+            "kv_disk",
+            "kv_host",
+        ):
             value = getattr(self, name)
             _require(value is None or (_whole(value) and value >= 1), name, value, "an integer >= 1 or None")
         size = self.block_size
         size_ok = _whole(size) and 1 <= size <= MAX_BLOCK_SIZE and size & (size - 1) == 0
         _require(size_ok, "block_size", size, f"a power of two in [1, {MAX_BLOCK_SIZE}]")
+        for name in ("kv_disk_path", "kv_disk_keep"):
+            unused = self.kv_disk is None and getattr(self, name)
+            _require(not unused, name, getattr(self, name), "left out where there is no kv_disk")
         seed_ok = _whole(self.seed) and 0 <= self.seed < 2**63
         _require(seed_ok, "seed", self.seed, "an integer in [0, 2**63)")
         tokens, seqs = self.max_num_batched_tokens, self.max_num_seqs

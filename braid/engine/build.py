@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from braid.engine.agent_log import AgentLog
 from braid.engine.core import EngineCore
 from braid.engine.grammar import Grammars
 from braid.engine.guidance import Vocabulary
+from braid.engine.lower import check_tiers, open_tiers
 from braid.engine.protocol import EngineInfo
 from braid.models.loading import load_weights
 from braid.models.registry import build_model
@@ -73,21 +74,25 @@ def build_engine(
     if checkpoint is None:
         checkpoint = open_checkpoint(resolve(config.model, progress=progress, offline=config.offline))
     device = pick_device(config.device)
+    check_tiers(config, device)
     torch.set_num_threads(config.threads or usable_cores())
     dtype = pick_dtype(config.dtype, checkpoint)
     spec = model_spec(config.model, checkpoint.config)
     plan = plan_memory(config, spec, dtype, device)
     limits = _scheduler_config(config, plan)
-    policies = agent_policies(config, has_lower=False)
+    agent_policies(config, has_lower=False)  # an unknown name is an error before anything is loaded
     model = build_model(checkpoint.config, dtype=dtype, device=device)
     load_weights(model, faults.over("load.weights", iter_weights(checkpoint, dtype, progress=progress)))
     model.eval()
     kv = faults.around("load.kv", KVStore)(
         model.kv_shapes, num_blocks=plan.num_blocks, block_size=config.block_size, dtype=dtype, device=device
     )
-    runner = Runner(model, kv, device=device, faults=faults)
+    lower = open_tiers(config, model, kv, checkpoint.config, faults=faults)
+    runner = Runner(model, kv, device=device, faults=faults, tiers=lower.lane)
+    limits = replace(limits, **{f"num_{name}_blocks": count for name, count in lower.sizes.items()})
+    policies = agent_policies(config, has_lower=bool(lower.sizes))
     log = open_agent_log(config, limits, policies)
-    scheduler = Scheduler(limits, policies, faults=faults, observer=log)
+    scheduler = Scheduler(limits, policies, faults=faults, observer=log, kept=lower.kept)
     pooling = pick_pooling(config.pooling, checkpoint)
     info = _describe(config, spec, plan, dtype, device, pooling, policies.agents)
     reckoning = [

@@ -53,8 +53,18 @@ def check_tiers(config: EngineConfig, device: torch.device) -> None:
         )
 
 
-def open_tiers(config: EngineConfig, model: nn.Module, kv: KVStore, faults: Faults | None = None) -> Lower:
+def open_tiers(
+    config: EngineConfig,
+    model: nn.Module,
+    kv: KVStore,
+    configuration: Mapping[str, Any],
+    *,
+    faults: Faults | None = None,
+) -> Lower:
     """Make the tiers ready. A disk without room is a warning, and the engine serves without.
+
+    Args:
+        configuration: the checkpoint's, which says how the weights are used.
 
     Raises:
         InvalidParameterError: not one block fits, or the folder cannot be written.
@@ -66,7 +76,11 @@ def open_tiers(config: EngineConfig, model: nn.Module, kv: KVStore, faults: Faul
     if config.kv_host is not None:
         sizes["host"] = _host_blocks(config.kv_host, kv)
         tiers.append(_open_host(kv, sizes["host"]))
-    disk = None if config.kv_disk is None else _open_disk(config, config.kv_disk, model, kv)
+    disk = (
+        None
+        if config.kv_disk is None
+        else _open_disk(config, config.kv_disk, kv, fingerprint(model, kv, configuration))
+    )
     if disk is not None:
         tiers.append(disk)
         sizes["disk"], kept["disk"] = disk.num_slots, disk.kept()
@@ -108,9 +122,8 @@ def _open_host(kv: KVStore, num_slots: int) -> HostSlots:
         raise CapacityError(f"kv_host: there is no main memory for {num_slots} KV blocks: {error}") from error
 
 
-def _open_disk(config: EngineConfig, num_bytes: int, model: nn.Module, kv: KVStore) -> DiskSlots | None:
+def _open_disk(config: EngineConfig, num_bytes: int, kv: KVStore, name: bytes) -> DiskSlots | None:
     folder = cache_dir() / "kv" if config.kv_disk_path is None else Path(config.kv_disk_path).expanduser()
-    name = fingerprint(model, kv, {"model": config.model})
     try:
         return DiskSlots(block_views(kv), folder, num_bytes, name, keeps=config.kv_disk_keep)
     except BlockingIOError:

@@ -148,7 +148,9 @@ def _open(folder: Path, fingerprint: bytes, *, keeps: bool) -> int:
             os.unlink(path)
             return file
         file = os.open(
-            folder / f"braid-kv-{fingerprint.hex()[:16]}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            folder / f"braid-kv-{fingerprint.hex()[:16]}",
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
         )
     except OSError as error:
         raise InvalidParameterError(
