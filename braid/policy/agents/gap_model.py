@@ -192,6 +192,16 @@ class Gaps:
         still = self._survival(idle_s)
         return 0.0 if still <= 0 else max(0.0, 1 - self._later[NUM_BINS] / still)
 
+    def median(self, idle_s: float) -> float | None:
+        """Seconds from now within which it is back as likely as not; None where it is likelier that it never is."""
+        goal = self._survival(idle_s) / 2
+        if goal <= 0 or self._later[NUM_BINS] > goal:
+            return None
+        place = next(place for place in range(bin_of(idle_s), NUM_BINS) if self._later[place + 1] <= goal)
+        low, high = EDGES[place], EDGES[place + 1]
+        before, after = self._later[place], self._later[place + 1]
+        return max(0.0, low + (before - goal) / (before - after) * (high - low) - idle_s)
+
     def index(self, idle_s: float) -> float:
         """Returns per second of holding, if held for the best time: the most that
         P(back within h) / E(time held, at most h) reaches over all h; per second.

@@ -82,6 +82,12 @@ class Ranked:
         if program.num_turns and now > program.last_active:
             self.model.add_never(_kind(program), program.tool)
 
+    def returns_in(self, program: Program, now: float) -> float | None:
+        """See ``braid.policy.agents.forecast``."""
+        law = self._laws.get(program)
+        gaps = self.model.gaps(*_context(program)) if law is None else law.gaps
+        return gaps.median(max(0.0, now - program.last_active))
+
     def describe(self) -> Mapping[str, float]:
         """Gaps by how turns ended."""
         return self.model.describe(KINDS)

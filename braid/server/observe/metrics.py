@@ -279,7 +279,7 @@ def metric_rows() -> list[MetricRow]:
     metrics.constrained("regex")
     metrics.turn_of("body")
     metrics.outcome(Outcome("min_s", Applied.APPLIED))
-    stats = EngineStats(policy_state={"eta": 0.0})
+    stats = EngineStats(policy_state={"eta": 0.0}, tiers={"disk": {}})
     families = list(metrics.families(Gauges(True, 0, _NO_INFO, stats)))
     return sorted(_row(family) for family in families)
 
@@ -424,6 +424,21 @@ def _engine_families(read: Gauges, num_decoding: int, labels: Labels) -> Iterato
         yield from _stats_families(read.stats, num_decoding, labels)
 
 
+_TIER_EVENTS = ("stored", "loaded", "failed", "evicted")
+
+
+def _tier_families(tiers: Mapping[str, Mapping[str, int]], labels: Labels) -> Iterator[Metric]:
+    """Of the tiers below the device, if there are any."""
+    for what, help in (("slots", "Blocks that a lower tier can hold"), ("used", "Blocks that it holds")):
+        values = {tier: float(counts.get(what, 0)) for tier, counts in tiers.items()}
+        yield gauges(f"kv_tier_{what}", help, "tier", values, labels)
+    events: dict[Labels, float] = {
+        (event, tier): float(counts.get(event, 0)) for tier, counts in tiers.items() for event in _TIER_EVENTS
+    }
+    help = "Blocks of lower tiers by what became of them; failed ones are computed again"
+    yield totals("kv_tier_blocks", help, ("event", "tier"), events, labels)
+
+
 def _stats_families(stats: EngineStats, num_decoding: int, labels: Labels) -> Iterator[Metric]:
     for name, help, value in _GAUGES:
         yield gauge(name, help, value(stats), labels)
@@ -447,6 +462,7 @@ def _stats_families(stats: EngineStats, num_decoding: int, labels: Labels) -> It
     for name, help, label, usual, counts in _BY_LABEL:
         by_value = bounded({**dict.fromkeys(usual, 0.0), **counts(stats)})
         yield totals(name, help, (label,), {(value,): count for value, count in by_value.items()}, labels)
+    yield from _tier_families(stats.tiers, labels)
     state = bounded(stats.policy_state)
     yield gauges(
         "policy_state", "What the agent policy has learnt, by its own names", "quantity", state, labels

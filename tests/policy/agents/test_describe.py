@@ -3,10 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from braid.policy.agents.catalog import NAMES, agent_policy
 from braid.policy.agents.costs import LearntCosts
 from braid.policy.agents.describe import described
+from braid.policy.agents.forecast import returns_in
 from braid.policy.agents.gap_model import GapModel
 from braid.policy.agents.policy import SetLoad
 from braid.policy.agents.program import Finish, Program, ProgramId
@@ -72,3 +75,32 @@ def test_forced_entries_are_counted(make_turn: Any) -> None:
     assert not gate.admits(turn, full, 1.0)
     assert gate.admits(turn, full, 10_000.0)
     assert described(gate) == {"gate_forced": 1}
+
+
+@given(st.lists(st.floats(0.001, 90_000.0), max_size=30), st.integers(0, 20), st.floats(0.0, 80_000.0))
+@settings(max_examples=60, deadline=None)
+def test_the_median_of_what_is_left(gaps: list[float], num_lost: int, idle_s: float) -> None:
+    model = GapModel()
+    for seconds in gaps:
+        model.add(seconds, "tool", None, None)
+    for _ in range(num_lost):
+        model.add_never("tool", None)
+    law = model.gaps("tool", None, None)
+    median = law.median(idle_s)
+    if median is None:
+        assert law.returns(idle_s) < 0.5
+    else:
+        assert law.returns_within(median, idle_s) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_program_is_expected_back_sooner_the_longer_it_has_been_idle() -> None:
+    retention = Ranked(LearntCosts(), soon_s=60.0)
+    program = Program(ProgramId("o", "p"), 0.0, finish=Finish.TOOL, num_turns=1)
+    for _ in range(200):
+        retention.arrived(program, 10.0, 10.0)
+    retention.ended(program, 0.0)
+    at_once, later = returns_in(retention, program, 0.0), returns_in(retention, program, 5.0)
+    assert at_once == pytest.approx(10.0, rel=0.3)
+    assert later is not None
+    assert at_once is not None
+    assert 0 < later < at_once

@@ -106,6 +106,7 @@ def test_what_becomes_of_programs() -> None:
         ttft_first=Histogram((1.0, 2.0), (1, 0, 2), 9.0),
         turn_preemptions=Histogram((0.0, 1.0), (3, 1, 0), 1.0),
         agent_log_dropped=6,
+        tiers={"disk": {"slots": 50, "used": 20, "stored": 30, "loaded": 4, "failed": 1, "evicted": 10}},
     )
     values = read(ServerMetrics("tiny"), stats)
     assert values["braid_prompt_tokens_by_origin_total device_hit"] == 80
@@ -120,6 +121,9 @@ def test_what_becomes_of_programs() -> None:
     assert values["braid_later_turn_ttft_seconds_count"] == 0
     assert values["braid_turn_preemptions_sum"] == 1
     assert values["braid_agent_log_dropped_total"] == 6
+    assert (values["braid_kv_tier_slots disk"], values["braid_kv_tier_used disk"]) == (50, 20)
+    assert values["braid_kv_tier_blocks_total stored disk"] == 30
+    assert values["braid_kv_tier_blocks_total failed disk"] == 1
     assert len([name for name in values if name.startswith("braid_policy_state")]) == 64
 
 
