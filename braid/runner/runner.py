@@ -28,6 +28,7 @@ from braid.runner.lower.lane import TierLane
 from braid.runner.prompt import pool, score
 from braid.runner.replay import DecodeReplay
 from braid.runner.sampler import Row, sample, sample_row
+from braid.sched.config import TIER_STALL_S
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,8 @@ class Runner:
             self._plans.put(plan)
 
     def wait(self, until: float | None) -> list[StepResult]:
+        if self._tiers is not None:
+            self._tiers.watch(TIER_STALL_S - 1)
         timeout = None if until is None else max(0.0, until - self.now())
         try:
             result = self._results.get(timeout=timeout)

@@ -15,6 +15,8 @@ MIXED = "mixed"
 """The lane whose steps hold decodes and prefill chunks together."""
 TIER = "tier"
 """The lane whose steps copy blocks between the device and the tiers below it."""
+TIER_STALL_S = 60.0
+"""Seconds after which a step of that lane counts as stuck."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from braid.core.errors import BraidError
 from braid.core.request import Delta, Request
 from braid.core.step import Executor
+from braid.sched.config import TIER
 from braid.sched.scheduler import Scheduler, SchedulerStats
 
 Result = TypeVar("Result")
@@ -118,8 +119,8 @@ class Loop:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a step is in flight."""
-        return bool(self._in_flight)
+        """Whether a step that computes is in flight."""
+        return bool(self._in_flight - {TIER})
 
     def run_once(self) -> None:
         """Plan on every free lane, then wait for whatever comes first and take it in."""

@@ -254,10 +254,15 @@ class Scheduler:
         assert now >= self._now, f"time ran backwards from {self._now} to {now}"
         self._now = self._pool.now = now
         self._retention.tick(now)
+        if self._transfers is not None:
+            self._transfers.tick(now)
 
     def next_deadline(self) -> float | None:
-        """When to ``tick`` although nothing else happens: the next end of a lease or hold, if there are any."""
-        return self._retention.next_deadline()
+        """When to ``tick`` although nothing else happens: a lease or hold ends, or a copy has taken too long."""
+        ends = [self._retention.next_deadline()]
+        if self._transfers is not None:
+            ends.append(self._transfers.next_deadline())
+        return min((end for end in ends if end is not None), default=None)
 
     def schedule(self, lane: str, now: float) -> StepPlan | None:
         """The next step of an idle lane, or None if there is nothing to do for it.
@@ -267,7 +272,7 @@ class Scheduler:
         """
         if lane == TIER and self._transfers is not None:
             self._prefetch(self._transfers)
-            return self._transfers.plan()
+            return self._transfers.plan(now)
         if lane != MIXED:
             raise ValueError(f"unknown lane {lane!r}; lanes: {MIXED!r}, with tiers below {TIER!r}")
         assert lane not in self._flights, f"a step of lane {lane!r} is in flight"

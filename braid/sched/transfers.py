@@ -8,6 +8,7 @@ Rules:
     3. Blocks come up as a chain from its beginning; where one fails, the rest of its load is given up.
     4. A load gives its blocks back where a running request finds none; those that a step in flight writes when that
        is over. Whoever waits for a load is in line again as soon as the load is over, however it ends.
+    5. A step that is stuck (a disk may hang for ever) is the end of all tiers; what it may still write to stays taken.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from braid.core.step import Move, StepPlan, StepResult
 from braid.policy.agents.costs import Costs
 from braid.policy.agents.program import Program
 from braid.sched.block_pool import BlockPool
-from braid.sched.config import TIER
+from braid.sched.config import TIER, TIER_STALL_S
 from braid.sched.entry import Entry
 from braid.sched.tiers import LowerTier
 
@@ -151,6 +152,7 @@ class Transfers:
         self._bring_back = bring_back
         self._loads: list[Load] = []
         self._flight: tuple[StepPlan, Load | None] | None = None
+        self._flight_ends = inf
         self._num_steps = 0
         self._store_batch = min(STORE_BATCH, max(1, pool.num_blocks // POOL_SHARE))
 
@@ -232,7 +234,22 @@ class Transfers:
 
     # -- steps ---------------------------------------------------------------------------------------------
 
-    def plan(self) -> StepPlan | None:
+    def tick(self, now: float) -> None:
+        """Give the tiers up if a step is stuck."""
+        if now < self._flight_ends:
+            return
+        self._flight_ends = inf
+        for writer in self._writers:
+            writer.close()
+        for load in list(self._loads):
+            if not load.is_over:
+                self._end(load)
+
+    def next_deadline(self) -> float | None:
+        """When to ``tick``, if anybody waits for what is under way."""
+        return self._flight_ends if self._flight_ends < inf and self.is_loading else None
+
+    def plan(self, now: float) -> StepPlan | None:
         """The next step, or None if there is nothing to copy."""
         assert self._flight is None, f"a step of lane {TIER!r} is in flight"
         self._settle_stores()
@@ -243,13 +260,14 @@ class Transfers:
             return None
         plan = StepPlan(self._num_steps, TIER, (), moves=tuple(moves))
         self._num_steps += 1
-        self._flight = (plan, load)
+        self._flight, self._flight_ends = (plan, load), now + TIER_STALL_S
         return plan
 
     def update(self, result: StepResult) -> None:
         """Take in what came of the step in flight."""
         assert self._flight is not None, "no step is in flight"
         (plan, load), self._flight = self._flight, None
+        self._flight_ends = inf
         assert plan.step_id == result.step_id, f"step {result.step_id} is not the one in flight"
         if load is None:
             self._stored(plan.moves, result.failed_moves)

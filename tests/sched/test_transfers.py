@@ -13,7 +13,7 @@ from braid.core.step import StepPlan, StepResult
 from braid.policy.agents.costs import CostPrior, LearntCosts
 from braid.policy.agents.plain import LeastRecent, lru
 from braid.policy.agents.policy import Fate, Keep
-from braid.sched.config import MIXED, TIER, Policies
+from braid.sched.config import MIXED, TIER, TIER_STALL_S, Policies
 from braid.sched.loop import Loop
 from braid.sched.scheduler import Scheduler
 from braid.sim.executor import FixedTime, SimExecutor, TierTime
@@ -321,6 +321,23 @@ def test_the_loop_never_stalls_with_a_tier(make_crank, new_request) -> None:
     assert stats.tiers["disk"]["loaded"] > 0
     assert stats.num_free_blocks == stats.num_blocks
     scheduler.check_integrity()
+
+
+def test_a_disk_that_hangs_keeps_nobody_waiting_for_ever(crank, copier) -> None:
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    assert crank.plan() is None
+    plan = copier.plan()
+    assert crank.scheduler.next_deadline() == crank.now + TIER_STALL_S
+    crank.now += TIER_STALL_S
+    assert crank.step() == [("again", 0, 14)]
+    assert crank.scheduler.next_deadline() is None
+    assert disk(crank)["slots"] == 0
+    assert crank.scheduler.stats().num_free_blocks == 13, "the disk may still write to these"
+    copier.finish(plan)
+    assert crank.scheduler.stats().num_free_blocks == 16
 
 
 steps = st.lists(

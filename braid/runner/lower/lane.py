@@ -57,6 +57,7 @@ class TierLane:
         self._store = faults.around("tier.store", self._store_one)
         self._load = faults.around("tier.load", self._load_one)
         self._broken: set[str] = set()
+        self._busy_since: float | None = None
         self.tell = tell
         self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="lane-tier", daemon=True)
@@ -64,6 +65,13 @@ class TierLane:
 
     def submit(self, plan: StepPlan) -> None:
         self._plans.put(plan)
+
+    def watch(self, seconds: float) -> None:
+        """Warn once if a step has taken longer than so many seconds."""
+        since = self._busy_since
+        if since is not None and time.monotonic() - since >= seconds:
+            self._busy_since = None
+            logger.warning("copies between KV tiers are stuck; requests are served without the tiers below")
 
     def close(self) -> None:
         """Stop after the step in flight."""
@@ -75,7 +83,7 @@ class TierLane:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one plan on the calling thread. Never raises: what fails is named in the result."""
-        start = time.monotonic()
+        start = self._busy_since = time.monotonic()
         failed = {index for index, move in enumerate(plan.moves) if not self._move(move)}
         for name in {move.tier for move in plan.moves} - self._broken:
             try:
@@ -83,6 +91,7 @@ class TierLane:
             except Exception as error:
                 self._turn_off(name, error)
         failed |= {index for index, move in enumerate(plan.moves) if move.tier in self._broken}
+        self._busy_since = None
         return StepResult(
             plan.step_id,
             plan.lane,

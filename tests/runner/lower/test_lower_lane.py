@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,28 @@ def test_a_tier_that_fails_is_turned_off_with_one_warning(
     assert caplog.text.count("is off until the next start") == 1
     assert not faults.unstruck
     lane.close()
+
+
+def test_a_step_that_is_stuck_is_warned_of_once(kv: KVStore, caplog: pytest.LogCaptureFixture) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Stuck(HostSlots):
+        def store(self, slot: int, key: bytes, block: int) -> None:
+            begun.set()
+            go_on.wait(20)
+
+    lane = TierLane([Stuck(kv, 1)])
+    lane.watch(0)
+    lane.submit(plan(store(0, 0, "host")))
+    assert begun.wait(20)
+    with caplog.at_level(logging.WARNING):
+        lane.watch(1000)
+        assert not caplog.text
+        for _ in range(2):
+            lane.watch(0)
+    go_on.set()
+    lane.close()
+    assert caplog.text.count("are stuck") == 1
 
 
 def test_a_lane_that_dies_says_so(kv: KVStore) -> None:
