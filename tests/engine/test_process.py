@@ -22,6 +22,7 @@ from braid.core.request import Delta, FinishReason
 from braid.core.sampling import SamplingParams
 from braid.engine.client import ProcessClient
 from braid.engine.protocol import EngineStats, GenerateRequest
+from braid.policy.agents.program import Finish
 
 from .conftest import SMALL
 
@@ -66,6 +67,31 @@ async def settled(client: ProcessClient) -> EngineStats:
         if stats.num_running + stats.num_waiting == 0 and stats.num_free_blocks == stats.num_blocks:
             return stats
         await asyncio.sleep(0.01)
+
+
+async def test_endings_and_programs_cross_the_socket(client: ProcessClient) -> None:
+    program = ProgramRef(owner="key", program="p")
+    wanted = request("a", 200, tuple(range(20)))._replace(program=program)
+    stream = client.generate(wanted)
+    await anext(stream)
+    await stream.aclose()
+    await client.told(program, Finish.STOP, None)
+    await settled(client)
+    assert client.info is not None
+    assert client.info.agent_policy == "braid"
+    assert "min_s" in client.info.acts_on
+    assert await client.programs("another") == []
+    for owner in ("key", None):
+        (info,) = await client.programs(owner)
+        assert (info.owner, info.program, info.finish, info.num_turns) == ("key", "p", "stop", 1)
+        assert info.num_device_blocks == info.num_blocks >= 4
+
+
+async def test_what_a_dead_engine_is_told_is_lost_and_no_error(client: ProcessClient) -> None:
+    await client.close()
+    await client.told(ProgramRef(owner="", program="p"), Finish.TEXT, None)
+    with pytest.raises(EngineDeadError):
+        await client.programs(None)
 
 
 async def test_verbs_and_new_answers_cross_the_socket(client: ProcessClient) -> None:
