@@ -235,6 +235,7 @@ def _describe(
         vocab_size=spec.vocab_size,
         num_blocks=plan.num_blocks,
         block_size=config.block_size,
+        block_bytes=config.block_size * plan.kv_bytes_per_token,
         kernels=braid.kernels.describe(),
         torch_version=str(torch.__version__),
         hidden_size=spec.hidden_size,

@@ -50,6 +50,8 @@ class EngineInfo:
     """Length of an embedding."""
     pooling: str | None = None
     """How this model's embeddings are made (``last`` or ``mean``); None where it makes none."""
+    block_bytes: int = 0
+    """KV of one block, for blocks as bytes."""
     agent_policy: str = "lru"
     """How programs are ordered, admitted and kept."""
     acts_on: tuple[str, ...] = ("lease_s", "verbs")
@@ -105,8 +107,8 @@ class EngineStats:
     agent_log_dropped: int = 0
     """Events that the log of turns could not take."""
     tiers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """By tier below the device (``host``, ``disk``) its blocks: ``slots``, ``used``, ``stored``, ``loaded``, ``failed``,
-    ``evicted``."""
+    """By tier below the device (``host``, ``disk``) its blocks: ``slots``, ``used``, ``stored``, ``loaded``,
+    ``failed``, ``evicted``."""
 
 
 class EngineClient(Protocol):

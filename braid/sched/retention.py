@@ -306,6 +306,7 @@ class Retention:
         count = min(self._transfers.reach(keys, len(cached), len(keys)), self._pool.num_empty)
         if not count or self._transfers.loading(keys[len(cached)]) is not None:
             return Outcome(wish, Applied.IGNORED, "pressure")
+        self._pool.hold(cached)
         self._transfers.begin(keys, cached, count)
         return Outcome(wish, Applied.DEFERRED)
 

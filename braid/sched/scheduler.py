@@ -469,14 +469,17 @@ class Scheduler:
         if load is None:
             if entry.has_loaded:
                 return False
-            count = transfers.reach(entry.keys, len(cached), usable)
             needed = self._num_needed(entry, cached)
             num_free = self._pool.num_free + self._pool.num_revocable
             pool_load = PoolLoad(needed, num_free, self.config.num_blocks, len(self._running))
-            if not count or needed > num_free or not self._admission.admits(pool_load):
+            if needed > num_free or not self._admission.admits(pool_load):
+                return False
+            count = transfers.reach(entry.keys, len(cached), usable)
+            if not count:
                 return False
             entry.has_loaded = True
-            self._make_room(needed)
+            self._pool.hold(cached)
+            self._make_room(count)
             load = transfers.begin(entry.keys, cached, count, entry)
         transfers.wait(load, entry)
         self._waiting.set_aside(entry)
@@ -493,6 +496,7 @@ class Scheduler:
             count = transfers.reach(entry.keys, len(cached), entry.num_usable(self.config.block_size))
             if 0 < count <= self._pool.num_empty:
                 entry.has_loaded = True
+                self._pool.hold(cached)
                 transfers.begin(entry.keys, cached, count, entry)
                 return
 

@@ -194,11 +194,9 @@ class Transfers:
     def begin(
         self, keys: Sequence[bytes], cached: Sequence[int], count: int, entry: Entry | None = None
     ) -> Load:
-        """Load ``count`` blocks of a chain on top of ``cached``; there must be as many free blocks beside those."""
-        held = list(cached)
-        self._pool.hold(held)
+        """Load ``count`` blocks of a chain on top of ``cached``, which are held already; so many must be free."""
         wanted = list(keys[len(cached) : len(cached) + count])
-        load = Load(wanted, entry, held, self._pool.allocate(count))
+        load = Load(wanted, entry, list(cached), self._pool.allocate(count))
         self._loads.append(load)
         return load
 

@@ -206,6 +206,23 @@ def test_a_load_gives_way_to_who_runs(make_crank) -> None:
     assert len(crank.output("again")) == 1
 
 
+def test_leases_of_others_give_way_to_a_load(crank, copier) -> None:
+    turn(crank, "p", range(37))
+    copier.drain()
+    fill(crank, 16)
+    turn(crank, "q", range(50, 83))
+    for program in ("p", "q"):
+        crank.scheduler.program(ProgramVerb.PIN, ref(program), 100.0, crank.now)
+    assert crank.scheduler.stats().num_leased_blocks == 8
+    request = crank.add("again", range(38), max_tokens=1, program=ref("p"))
+    assert crank.plan() is None
+    assert crank.scheduler.stats().leases_revoked == 1
+    copier.drain()
+    assert copier.loaded == 9
+    crank.run()
+    assert request.num_cached_tokens == 36
+
+
 def test_a_load_that_takes_longer_than_computing_is_left(make_crank) -> None:
     prior = CostPrior(step_s=0, token_s=1e-6, pair_s=0, decode_s=0, transfer_s=1.0)
     crank = make_crank(
