@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from braid.policy.agents.program import Finish, ProgramId
-from braid.sched.observer import TurnStart, TurnStop
+from braid.sched.observer import Origins, TurnStart, TurnStop
 
 VERSION = 1
 KEYS_PER_BLOCK = 16
@@ -106,18 +106,26 @@ def head(block_size: int, num_blocks: int, policy: str) -> Line:
 
 
 class Recorder:
-    """An observer that keeps the lines: of a simulation, where nobody waits."""
+    """An observer that keeps the lines: of a simulation, where nobody waits.
+
+    Args:
+        grain: tokens that one of the scheduler's stands for; ``block_size`` is in the scheduler's.
+    """
 
     num_dropped = 0
 
-    def __init__(self, block_size: int, num_blocks: int, policy: str) -> None:
+    def __init__(self, block_size: int, num_blocks: int, policy: str, grain: int = 1) -> None:
         self._lines = EventLines(lambda program: "/".join(program), num_blocks=num_blocks)
-        self.lines: list[Line] = [head(block_size, num_blocks, policy)]
+        self._grain = grain
+        self.lines: list[Line] = [head(block_size * grain, num_blocks, policy)]
 
     def started(self, turn: TurnStart) -> None:
+        origins = Origins(*(count * self._grain for count in turn.origins))
+        turn = turn._replace(num_tokens=turn.num_tokens * self._grain, origins=origins)
         self.lines.append(self._lines.started(turn))
 
     def stopped(self, turn: TurnStop) -> None:
+        turn = turn._replace(num_tokens=turn.num_tokens * self._grain)
         self.lines.append(self._lines.stopped(turn))
 
     def told(self, program: ProgramId, finish: Finish, now: float) -> None:

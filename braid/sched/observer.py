@@ -84,3 +84,26 @@ class Observer(Protocol):
     def told(self, program: ProgramId, finish: Finish, now: float) -> None:
         """How the program's latest turn has ended, by who has read its answer."""
         ...
+
+
+class Observers:
+    """Several as one."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._all = observers
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(observer.num_dropped for observer in self._all)
+
+    def started(self, turn: TurnStart) -> None:
+        for observer in self._all:
+            observer.started(turn)
+
+    def stopped(self, turn: TurnStop) -> None:
+        for observer in self._all:
+            observer.stopped(turn)
+
+    def told(self, program: ProgramId, finish: Finish, now: float) -> None:
+        for observer in self._all:
+            observer.told(program, finish, now)

@@ -16,6 +16,7 @@ from braid.policy.agents.oracle import NextUse
 from braid.policy.agents.policy import AgentPolicy
 from braid.policy.agents.program import Program
 from braid.sched.config import Policies, SchedulerConfig
+from braid.sched.observer import Observer, Observers
 from braid.sim.executor import StepTime, TierTime
 from braid.sim.grain import Grained
 from braid.sim.ledger import Ledger
@@ -134,8 +135,15 @@ class AgentRun:
     seconds: float
 
 
-def run_agents(families: Sequence[Family], setup: AgentSetup, policy: str, seed: int) -> AgentRun:
-    """One simulation. Equal arguments give equal results.
+def run_agents(
+    families: Sequence[Family],
+    setup: AgentSetup,
+    policy: str,
+    seed: int,
+    *,
+    observer: Observer | None = None,
+) -> AgentRun:
+    """One simulation. Equal arguments give equal results. ``observer`` hears of every turn, in units of the grain.
 
     Raises:
         InvalidParameterError: there is no such policy, or nothing to simulate.
@@ -151,7 +159,7 @@ def run_agents(families: Sequence[Family], setup: AgentSetup, policy: str, seed:
         Grained(setup.cost, setup.grain, setup.max_num_batched_tokens),
         Policies(agents=agents, costs=costs),
         tiers=setup.tiers if setup.has_lower else None,
-        observer=ledger,
+        observer=ledger if observer is None else Observers(ledger, observer),
     )
     return _run(policy, seed, setup, report, ledger, starts, places)
 

@@ -134,3 +134,25 @@ def test_this_machine_is_what_was_calibrated_here(
     assert "made up for tests (median error of step times: decode 5.0%)" in capsys.readouterr().out
     assert main([*words, "--host-kv-tokens", "4096"]) == 2
     assert "use --disk-kv-tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("grain", ["1", "8"])
+def test_the_log_of_a_simulation_is_replayed(trace: Path, tmp_path: Path, grain: str) -> None:
+    log, out, found = tmp_path / "turns.jsonl", tmp_path / "out.json", tmp_path / "regret.json"
+    chosen = ("--policy", "lru", "--kv-tokens", "10240", "--max-model-len", "8192", "--grain", grain)
+    assert main(flags(trace, *chosen, "--agent-log", str(log), "--json", str(out))) == 0
+    assert main(["sim", "regret", str(log), "--json", str(found)]) == 0
+    tokens = json.loads(out.read_text())["policies"]["lru"]["tokens"]
+    report = json.loads(found.read_text())
+    (size,) = report["sizes"]
+    assert (report["block_size"], size["blocks"]) == (256, 40)
+    assert size["logged"]["hit_tokens"] == tokens["device_hit"]
+    assert size["logged"]["hit_tokens"] <= size["best"]["hit_tokens"] <= size["endless"]["hit_tokens"]
+    assert size["wanted_tokens"] == pytest.approx(sum(tokens.values()), rel=0.01)
+
+
+def test_a_log_is_of_one_simulation(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags(trace, "--agent-log", str(tmp_path / "x"))) == 2
+    assert "one policy and one seed, not of 2 and 1" in capsys.readouterr().err
+    assert main(flags(trace, "--policy", "lru", "--agent-log", str(tmp_path / "none" / "x"))) == 2
+    assert "cannot write" in capsys.readouterr().err

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from braid.core.program import ProgramRef
-from braid.policy.agents.program import Finish, ProgramId
+from braid.policy.agents.program import Finish, Program, ProgramId
+from braid.sched.entry import Entry
 from braid.sched.event_log import EventLines, Recorder
-from braid.sched.observer import Origins, TurnStart, TurnStop
+from braid.sched.observer import Observers, Origins, TurnStart, TurnStop
+from braid.sched.tally import Tally
 
 
 class Listener:
@@ -149,6 +151,33 @@ def test_aborted_turns_stop_with_what_they_have(crank: Any, listener: Listener) 
     crank.scheduler.abort("running", 2.0)
     (stop,) = listener.stops
     assert (stop.reason, len(stop.keys)) == ("abort", 2)
+
+
+def test_reloads_are_no_device_hits(new_request: Any) -> None:
+    tally = Tally(4)
+    request = new_request("r", 30)
+    entry = Entry(request, Program(None, 0.0), 0, b"", reusable=6, num_host_blocks=1, num_disk_blocks=2)
+    assert tally.started(entry, 5) == Origins(8, 4, 8, recompute=4, compulsory=6)
+    request.num_preemptions, entry.num_lost = 1, 22
+    entry.num_host_blocks, entry.num_disk_blocks = 0, 1
+    assert tally.started(entry, 4) == Origins(disk_reload=4, recompute=6)
+    assert tally.tokens == {
+        "device_hit": 8,
+        "host_reload": 4,
+        "disk_reload": 12,
+        "recompute": 10,
+        "compulsory": 6,
+    }
+
+
+def test_several_observers_are_one() -> None:
+    one, two = Listener(), Listener()
+    both = Observers(one, two)
+    both.started(TurnStart(0.0, 0, None, None, 1, (), 0, Origins(), 0.0, False, 0))
+    both.stopped(TurnStop(1.0, 0, None, 1, (), "stop"))
+    both.told(ProgramId("o", "p"), Finish.TEXT, 2.0)
+    assert len(one.starts) == len(two.starts) == len(one.stops) == len(two.stops) == len(two.tales) == 1
+    assert both.num_dropped == 6
 
 
 class TestLines:

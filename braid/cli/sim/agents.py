@@ -194,6 +194,14 @@ def agents(
     json: Annotated[
         Path | None, Parameter(group=RUNS, help="Write everything here, as JSON.", show_default="none")
     ] = None,
+    agent_log: Annotated[
+        Path | None,
+        Parameter(
+            group=RUNS,
+            help="Write every turn's blocks here, for braid sim regret; of one policy and one seed.",
+            show_default="none",
+        ),
+    ] = None,
 ) -> None:
     """Play agents' programs in virtual time under several policies, on a named machine and model.
 
@@ -206,7 +214,11 @@ def agents(
     for name, value in (("seeds", seeds), ("jobs", jobs)):
         if value < 1:
             raise InvalidParameterError(f"{name} must be at least 1, got {value}", param=name)
-    run(programs, engine, names, range(seed, seed + seeds), jobs, json)
+    if agent_log is not None and (len(names), seeds) != (1, 1):
+        raise InvalidParameterError(
+            f"an agent log is of one policy and one seed, not of {len(names)} and {seeds}", param="agent_log"
+        )
+    run(programs, engine, names, range(seed, seed + seeds), jobs, json, agent_log)
 
 
 def _names(policy: str) -> Sequence[str]:

@@ -16,8 +16,10 @@ from braid.core.errors import BraidError
 from braid.lab.programs.families import Families, families_of
 from braid.lab.synthetic.pair import with_lengths
 from braid.policy.agents.catalog import ORACLES, agent_policy
-from braid.sim.agents import AgentRun, AgentSetup, plain_setup
+from braid.sched.event_log import Recorder
+from braid.sim.agents import AgentRun, AgentSetup, plain_setup, run_agents
 from braid.sim.compare import ratio_of, run_all, summary_of
+from braid.sim.programs import Family
 
 VERSION = 1
 
@@ -29,8 +31,12 @@ def run(
     seeds: Sequence[int],
     jobs: int,
     out: Path | None,
+    log: Path | None = None,
 ) -> None:
     """
+    Args:
+        log: where every turn's blocks are written; then there is one policy and one seed.
+
     Raises:
         BraidError: the trace, the machine, the model or a policy cannot be used; the text says why.
     """
@@ -49,11 +55,26 @@ def run(
             progress.update("simulating", len(ended), total)
 
         progress.update("simulating", 0, total)
-        runs = run_all(found.families, setup, policies, seeds, jobs=jobs, done=done)
+        if log is None:
+            runs = run_all(found.families, setup, policies, seeds, jobs=jobs, done=done)
+        else:
+            runs = {policies[0]: [_logged(found.families, setup, policies[0], seeds[0], log)]}
     report = report_of(runs, setup, programs, engine, found, seeds)
     if out is not None:
         write(report, out)
     show(report)
+
+
+def _logged(families: Sequence[Family], setup: AgentSetup, policy: str, seed: int, log: Path) -> AgentRun:
+    config = setup.scheduler
+    recorder = Recorder(config.block_size, config.num_blocks, policy, setup.grain)
+    ended = run_agents(families, setup, policy, seed, observer=recorder)
+    try:
+        with log.open("w", encoding="utf-8") as file:
+            file.writelines(jsonlib.dumps(line) + "\n" for line in recorder.lines)
+    except OSError as error:
+        raise BraidError(f"cannot write {log}: {error.strerror}") from None
+    return ended
 
 
 def _check(policies: Sequence[str], setup: AgentSetup) -> None:
