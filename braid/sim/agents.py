@@ -119,6 +119,7 @@ class AgentRun:
         ttft_first_s: of each family's very first turn; ``ttft_later_s`` of all others.
         tokens: of prompts, by origin, see ``braid.sched.observer.Origins``.
         kept: what had become of what was kept, by name.
+        tiers: by tier below the device, what became of blocks; see ``LowerTier.counts``.
     """
 
     policy: str
@@ -128,6 +129,7 @@ class AgentRun:
     ttft_later_s: tuple[float, ...]
     tokens: Mapping[str, int]
     kept: Mapping[str, int]
+    tiers: Mapping[str, Mapping[str, int]]
     num_preemptions: int
     num_refused: int
     num_steps: int
@@ -218,6 +220,7 @@ def _run(
         ttft_later_s=tuple(later),
         tokens={name: count * setup.grain for name, count in ledger.tokens.items()},
         kept=dict(report.stats.programs_kept),
+        tiers=dict(report.stats.tiers),
         num_preemptions=report.stats.num_preemptions,
         num_refused=len(report.refused),
         num_steps=report.stats.num_steps,

@@ -39,6 +39,7 @@ def numbers_of(run: AgentRun) -> dict[str, Any]:
         "steps": run.num_steps,
         "steps_extrapolated": run.num_extrapolated,
         "kept": dict(run.kept),
+        "tiers": {name: dict(counts) for name, counts in run.tiers.items()},
     }
 
 

@@ -41,6 +41,7 @@ def test_policies_side_by_side_and_as_json(
 ) -> None:
     out = tmp_path / "out.json"
     chosen = ("--policy", "lru,continuum,oracle", "--kv-tokens", "16384", "--max-model-len", "8192")
+    chosen += ("--set", "gap_samples=64, aged_s=30")
     assert main(flags(trace, *chosen, "--seeds", "2", "--json", str(out))) == 0
     shown = capsys.readouterr().out
     assert "roofline estimate from data sheets, never checked on this GPU" in shown
@@ -59,7 +60,8 @@ def test_policies_side_by_side_and_as_json(
         ]
         assert numbers["preemptions"] >= 0
         assert numbers["config"]["kv_tokens"] == 16_384
-        assert numbers["config"]["agent_settings"]["gap_samples"] == 4096
+        assert numbers["config"]["agent_settings"]["gap_samples"] == 64
+        assert numbers["config"]["agent_settings"]["aged_s"] == 30.0
         assert len(numbers["seeds"]) == 2
     assert report["config"]["seeds"] == [0, 1]
     assert report["config"]["rate"] == 0.5
@@ -82,6 +84,9 @@ def test_two_processes_find_what_one_finds(trace: Path, tmp_path: Path) -> None:
         (("--seeds", "0"), "seeds must be at least 1, got 0"),
         (("--max-turns", "0"), "max_turns must be at least 1, got 0"),
         (("--grain", "7"), "grain must divide the block size (256), got 7"),
+        (("--set", "gate=1"), "'gate' is no number of a policy; choices: gap_samples"),
+        (("--set", "gate_share=wide"), "gate_share must be a number, got 'wide'"),
+        (("--set", "gate_share=-1"), "gate_share must be above 0, got -1"),
         (("--dtype", "fp8"), "dtype must be one of bfloat16, int8, int4"),
         (("--kv-tokens", "100", "--max-model-len", "200"), "the KV store holds 100 tokens"),
     ],

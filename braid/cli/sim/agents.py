@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ from braid.core.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from braid.lab.programs.families import FamilyOptions
+    from braid.policy.agents.catalog import AgentSettings
     from braid.sim.agents import AgentSetup
     from braid.sim.executor import TierTime
     from braid.sim.platform import Platform
@@ -122,6 +123,39 @@ class EngineFlags:
         ),
     ] = 8
 
+    settings: Annotated[
+        str | None,
+        Parameter(
+            name="--set",
+            group=ENGINE,
+            metavar="NAME=VALUE[,...]",
+            help="Numbers of the policies, such as gate_share=0.8; the result holds them all.",
+            show_default="the engine's",
+        ),
+    ] = None
+
+    def agent_settings(self) -> AgentSettings:
+        """
+        Raises:
+            InvalidParameterError: a name is not known, or its value cannot be.
+        """
+        from braid.policy.agents.catalog import AgentSettings
+
+        usual = AgentSettings()
+        known = {each.name: type(getattr(usual, each.name)) for each in fields(AgentSettings)}
+        values = {}
+        for pair in (self.settings or "").split(",") if self.settings else ():
+            name, _, value = (word.strip() for word in pair.partition("="))
+            if name not in known:
+                raise InvalidParameterError(
+                    f"{name!r} is no number of a policy; choices: {', '.join(known)}", param="set"
+                )
+            try:
+                values[name] = known[name](value)
+            except ValueError:
+                raise InvalidParameterError(f"{name} must be a number, got {value!r}", param="set") from None
+        return AgentSettings(**values)
+
     def platform(self) -> Platform:
         """
         Raises:
@@ -165,6 +199,7 @@ class EngineFlags:
             max_num_batched_tokens=self.max_num_batched_tokens or platform.max_num_batched_tokens,
             grain=self.grain,
             say_final=flags.say_final,
+            settings=self.agent_settings(),
         )
 
     def _tiers(self, platform: Platform) -> TierTime | None:

@@ -76,7 +76,9 @@ def families_of(trace: Trace, options: FamilyOptions, progress: Progress | None 
         ),
         progress,
     )
-    return Families(tuple(_families(plan, frame)), (*_notes(plan, cut), *_tool_notes(frame)))
+    return Families(
+        tuple(_families(plan, frame)), (*_notes(plan, cut), *_tool_notes(frame), *_shared_notes(cut))
+    )
 
 
 def _notes(plan: ReplayPlan, trace: Trace) -> Iterator[str]:
@@ -90,6 +92,11 @@ def _tool_notes(frame: pl.DataFrame) -> Iterator[str]:
     nameless = calls["tool"].null_count()
     if nameless:
         yield f"{nameless:,} of {calls.height:,} tool calls have no name: one name stands for all of them."
+
+
+def _shared_notes(trace: Trace) -> Iterator[str]:
+    if trace.info.hash_scope == "global" and trace.frame["block_ids"].null_count() < trace.frame.height:
+        yield "Blocks that programs share with each other count as different ones."
 
 
 def _families(plan: ReplayPlan, frame: pl.DataFrame) -> Iterator[Family]:
