@@ -91,7 +91,7 @@ class BlockPool:
     @property
     def num_revocable(self) -> int:
         """Blocks that only leases keep from being free."""
-        return len(self._revocable)
+        return len(self._revocable) - len(self._revocable & self._locked)
 
     @property
     def num_leased(self) -> int:
@@ -159,7 +159,8 @@ class BlockPool:
 
     def count_unused(self, blocks: Iterable[int]) -> int:
         """How many of ``blocks`` count as free or revocable now and would not after ``acquire``."""
-        return sum(1 for block in blocks if block in self._idle or block in self._revocable)
+        unused = (block for block in blocks if block in self._idle or block in self._revocable)
+        return sum(block not in self._locked for block in unused)
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """One more reference to each READY block: its content is used again."""

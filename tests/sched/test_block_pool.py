@@ -83,6 +83,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.tables: list[list[int]] = []
         self.leases: list[list[int]] = []
         self.limbo: dict[str, list[list[int]]] = {lane: [] for lane in LANES}
+        self.locked: set[int] = set()
         self.content: dict[int, bytes] = {}
         """What was published to a block and not overwritten since."""
 
@@ -97,6 +98,7 @@ class PoolMachine(RuleBasedStateMachine):
         held = set(self._held())
         blocks = self.pool.allocate(count)
         assert not held & set(blocks), "a block in use was granted again"
+        assert not self.locked & set(blocks), "a locked block was granted"
         for block in blocks:
             self.content.pop(block, None)
         self.tables.append(blocks)
@@ -137,6 +139,17 @@ class PoolMachine(RuleBasedStateMachine):
     def end_lease(self, data: st.DataObject) -> None:
         self.pool.end_lease(self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1))))
 
+    @rule(keys=st.sets(st.integers(0, 5), min_size=1))
+    def lock(self, keys: set[int]) -> None:
+        found = [block for key in keys if (block := self.pool.find(bytes([key]))) is not None]
+        self.pool.lock(found)
+        self.locked |= set(found)
+
+    @rule()
+    def unlock(self) -> None:
+        self.pool.unlock(self.locked)
+        self.locked.clear()
+
     @rule(keys=st.lists(st.integers(0, 5)))
     def demote(self, keys: list[int]) -> None:
         found = [block for key in keys if (block := self.pool.find(bytes([key]))) is not None]
@@ -170,11 +183,14 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def conserves_blocks(self) -> None:
         self.pool.check_integrity(self.tables, self.leases)
-        assert self.pool.num_free + len(set(self._held())) == NUM_BLOCKS
+        assert self.pool.num_free + len(set(self._held()) | self.locked) == NUM_BLOCKS
         leased = {block for lease in self.leases for block in lease}
         limbo = [table for tables in self.limbo.values() for table in tables]
         used = {block for table in [*self.tables, *limbo] for block in table}
-        assert (self.pool.num_leased, self.pool.num_revocable) == (len(leased), len(leased - used))
+        revocable = leased - used - self.locked
+        assert (self.pool.num_leased, self.pool.num_revocable) == (len(leased), len(revocable))
+        held, blocks = set(self._held()), set(self.content)
+        assert self.pool.count_unused(blocks) == len((blocks - held) - self.locked | (revocable & blocks))
 
     def teardown(self) -> None:
         for table in self.tables:
@@ -183,6 +199,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.end_lease(lease)
         for lane in LANES:
             self.pool.settle(lane)
+        self.pool.unlock(self.locked)
         assert self.pool.num_free == NUM_BLOCKS
         self.pool.check_integrity([])
 
