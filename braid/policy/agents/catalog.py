@@ -71,7 +71,7 @@ class AgentSettings:
     aged_s: float = 120.0
     seniority_s: float = 3600.0
     preemption_budget: int = 3
-    gate_share: float = 1.0
+    gate_share: float = 0.8
     gate_deadline_s: float = 600.0
     gate_every_s: float = 60.0
     soon_s: float = 60.0

@@ -23,7 +23,7 @@ from braid.policy.agents.program import Finish, Program
 
 PLAIN, EXPECTED, ASSURED, UNDER_WAY = range(4)
 """Protection: of programs that hardly come back, of those that do, of those whose client named a time that is honoured,
-and of those with a turn under way."""
+and of those with a turn that runs."""
 LIKELY = 0.5
 """To come back at all: below that a program is not expected."""
 MAX_LAWS = 8192
@@ -93,9 +93,8 @@ class Ranked:
         return self.model.describe(KINDS)
 
     def rank(self, program: Program, now: float) -> Rank:
-        if program.num_running or program.num_waiting:
-            # Who waits is not in: it asks the gate itself. Older programs run earlier, so theirs are needed sooner.
-            return Rank(UNDER_WAY, -program.seniority, 1.0 if program.num_running else 0.0)
+        if program.num_running:
+            return Rank(UNDER_WAY, -program.seniority, 1.0)
         law = self._laws.get(program) or self._learn_law(program)
         if program.num_working:
             # Its clock stands still until its sub-agents are done.
@@ -118,7 +117,10 @@ class Ranked:
         if program.is_protected and min_s is not None and idle_s < min_s:
             protection = ASSURED
             until = min(until, program.last_active + min_s)
-        weight = min(1.0, max(0.0, law.gaps.returns_within(self._soon_s, idle_s)))
+        # Who waits is not in: it asks the gate itself. And before the gate it may wait for long, so what it has left is
+        # worth no more than if its client were away since it came: to protect that pushes out those who are in.
+        weight = 0.0 if program.num_waiting else law.gaps.returns_within(self._soon_s, idle_s)
+        weight = min(1.0, max(0.0, weight))
         return Rank(protection, law.gaps.index(idle_s) * self._rebuild_s(program), weight, until)
 
     def _rebuild_s(self, program: Program) -> float:
