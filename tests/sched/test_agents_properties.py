@@ -124,11 +124,12 @@ class Play:
                 planned = {work.request_id for work in plan.works}
                 errors = {name: "broken" for name in self._due("error") if name in planned}
                 self.crank.finish(plan, errors=errors, token=self._token)
-            elif self.crank.scheduler.has_unfinished and self.copies is None:
-                raise AssertionError(f"stalled:\n{self.crank.scheduler.dump()}")
-            elif number >= len(script) and self.copies is None:
-                return
+            was_copying = self.copies is not None
             self._copy()
+            if plan is None and not was_copying and self.copies is None:
+                assert not self.crank.scheduler.has_unfinished, f"stalled:\n{self.crank.scheduler.dump()}"
+                if number >= len(script):
+                    return
         raise AssertionError(f"not done:\n{self.crank.scheduler.dump()}")
 
     def _copy(self) -> None:
