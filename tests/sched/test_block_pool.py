@@ -74,6 +74,22 @@ def test_the_check_finds_a_lost_block() -> None:
         pool.check_integrity([])
 
 
+def test_a_leased_block_that_is_being_read_cannot_be_revoked_yet() -> None:
+    pool = BlockPool(2)
+    (block,) = pool.allocate(1)
+    pool.fill(block)
+    pool.publish(block, b"x")
+    pool.lease([block])
+    pool.release([block])
+    assert (pool.num_free, pool.num_revocable) == (1, 1)
+    pool.lock([block])
+    assert (pool.num_free, pool.num_revocable, pool.count_unused([block])) == (1, 0, 0)
+    pool.end_lease([block])
+    assert (pool.num_free, pool.count_unused([block])) == (1, 0)
+    pool.unlock([block])
+    assert (pool.num_free, pool.count_unused([block])) == (2, 1)
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Tables come and go; the model knows each block's holders and content."""
 
