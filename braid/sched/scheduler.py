@@ -830,6 +830,8 @@ class Scheduler:
             f"{len(flight.plan.works)} requests, {flight.plan.num_scheduled_tokens} tokens"
             for lane, flight in self._flights.items()
         ]
+        if self._transfers is not None:
+            lines.append(self._transfers.dump())
         for entry in self._entries.values():
             request = entry.request
             lines.append(
@@ -837,5 +839,6 @@ class Scheduler:
                 f"{request.num_computed_tokens}/{request.num_tokens} tokens computed, "
                 f"{len(request.block_ids)} blocks, lane {entry.lane}"
                 + (", waits for a block being filled" if entry.parked_on else "")
+                + (", waits for blocks from a tier below" if self._waiting.is_aside(entry) else "")
             )
         return "\n".join(lines)

@@ -227,6 +227,12 @@ class Transfers:
         """Whether a tier below has it."""
         return self._locate(key) is not None
 
+    def dump(self) -> str:
+        """The state as text, for reports of stalls."""
+        flight = "nothing" if self._flight is None else f"step {self._flight[0].step_id}"
+        loads = [f"{load.num_done}/{len(load.keys)} for {len(load.waiters)}" for load in self._loads]
+        return f"lane {TIER}: {flight} in flight, loads: {', '.join(loads) or 'none'}"
+
     def counts(self) -> dict[str, dict[str, int]]:
         return {name: dict(tier.counts()) for name, tier in self.tiers.items()}
 
