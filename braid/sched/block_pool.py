@@ -303,8 +303,7 @@ class BlockPool:
         for other in reversed(passed):
             key = self._keys[other]
             assert key is not None, "an idle block has no key"
-            self._idle.add(other, key)
-            self._idle.demote(other)
+            self._idle.put_back(other, key)
         return block
 
     def _refer(self, block: int) -> None:

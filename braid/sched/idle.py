@@ -32,6 +32,10 @@ class IdleBlocks(Protocol):
         """Take out the one that goes first; there must be one."""
         ...
 
+    def put_back(self, block: int, key: bytes) -> None:
+        """It was taken out last, and stays after all: where it was."""
+        ...
+
 
 class LeastRecent:
     """By the time of the last use."""
@@ -59,3 +63,7 @@ class LeastRecent:
 
     def pop(self, now: float) -> int:
         return self._blocks.popitem(last=False)[0]
+
+    def put_back(self, block: int, key: bytes) -> None:
+        self._blocks[block] = None
+        self._blocks.move_to_end(block, last=False)

@@ -97,6 +97,11 @@ class RankedBlocks:
         self.discard(block)
         return block
 
+    def put_back(self, block: int, key: bytes) -> None:
+        self.add(block, key)
+        if block in self._nobodys:
+            self._nobodys.move_to_end(block, last=False)
+
     # -- what programs have, and what that is worth --------------------------------------------------------
 
     def got(self, program: Program, keys: Sequence[bytes]) -> None:

@@ -143,6 +143,19 @@ def test_the_demoted_go_first_and_those_of_a_program_that_is_forgotten() -> None
     assert world.pops() == ["ab", "a", "n", "x"]
 
 
+def test_what_is_put_back_is_where_it_was() -> None:
+    world = World()
+    world.turn("p", "ab")
+    for path in ("ab", "m", "n"):
+        world.release(path)
+    first = [world.idle.pop(0.0) for _ in range(3)]
+    for block in reversed(first):
+        key = next(key for key, known in world.blocks.items() if known == block)
+        world.idle.put_back(block, key)
+    world.idle.check_integrity()
+    assert world.pops() == ["m", "n", "ab", "a"]
+
+
 def test_a_block_of_nobody_becomes_a_programs() -> None:
     world = World()
     world.release("ab")
