@@ -95,6 +95,21 @@ def test_a_tiny_pool_with_a_disk_gives_the_same_tokens(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_memory_above_disk_gives_the_same_tokens(
+    tiny_llama: Path, tmp_path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copies of a GPU's host tier, but on a CPU, where nobody would want them."""
+    monkeypatch.setattr("braid.engine.build.check_tiers", lambda config, device: None)
+    below = {"kv_host": 30 * BLOCK_BYTES, "kv_disk": 1 << 20, "kv_disk_path": str(tmp_path)}
+    with small_llm(tiny_llama, **TINY, **below) as llm:
+        assert conversation(llm) == expected
+        stats = wait_for_stores(llm)
+        assert stats.tiers["host"]["slots"] == 30
+        assert stats.tiers["host"]["loaded"] + stats.tiers["disk"]["loaded"] > 0
+        assert stats.tiers["host"]["stored"] > 0
+        assert_nothing_left(llm)
+
+
 def with_faults(model: Path, folder: Path, faults: Faults) -> Callable[..., Any]:
     def build(config: EngineConfig, **rest: Any) -> Any:
         return build_engine(config, **(rest | {"faults": faults}))

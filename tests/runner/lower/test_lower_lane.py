@@ -13,6 +13,7 @@ import pytest
 from braid.core.faults import Fault, FaultKind, Faults
 from braid.core.step import Move, StepPlan, StepResult
 from braid.runner.kv_store import KVStore
+from braid.runner.lower import host as host_module
 from braid.runner.lower.disk import PAGE, DiskSlots
 from braid.runner.lower.host import HostSlots
 from braid.runner.lower.lane import TierLane
@@ -25,6 +26,18 @@ KEYS = [bytes([n]) * 16 for n in range(6)]
 
 def disk(kv: KVStore, folder: Path) -> DiskSlots:
     return DiskSlots(HostBlocks(kv), folder, PAGE * 9, bytes(32))
+
+
+def test_slots_in_memory_lie_in_parts(kv: KVStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "PART_BYTES", 2 * 448)
+    host = HostSlots(kv, 5)
+    before = [content(kv, block) for block in range(3)]
+    for block, slot in enumerate((0, 3, 4)):
+        host.store(slot, KEYS[slot], block)
+    for block, slot in enumerate((0, 3, 4)):
+        assert host.load(slot, KEYS[slot], 5)
+        assert same(content(kv, 5), before[block])
+    assert not host.load(1, KEYS[1], 5)
 
 
 def plan(*moves: Move, step_id: int = 0) -> StepPlan:
