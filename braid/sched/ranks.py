@@ -11,7 +11,7 @@ from braid.policy.agents.policy import Rank, Retention
 from braid.policy.agents.program import Program
 from braid.sched.programs import ProgramTable
 
-MAX_ASKED = 16
+MAX_ASKED = 8
 """Ranks whose time is up, asked anew in one step; the others wait for the next one."""
 
 
