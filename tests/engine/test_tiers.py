@@ -26,6 +26,7 @@ from braid.engine.build import build_engine
 from braid.engine.lower import check_tiers, fingerprint
 from braid.engine.protocol import EngineStats, GenerateRequest
 from braid.models.registry import build_model
+from braid.sched.scheduler import Scheduler
 
 from .conftest import SMALL, assert_nothing_left, small_llm
 
@@ -41,8 +42,7 @@ def conversation(llm: LLM, num_programs: int = 4, num_turns: int = 4) -> list[li
     answers = []
     for number in range(num_turns):
         for index, history in enumerate(histories):
-            if number == num_turns - 1:
-                wait_for_stores(llm)
+            wait_for_stores(llm)
             answer = turn(llm, f"{index}-{number}", history, str(index))
             answers.append(answer)
             history += [*answer, 100 + number, 50 + index, 60, 61, 62]
@@ -65,15 +65,19 @@ def turn(llm: LLM, name: str, prompt: list[int], program: str) -> list[int]:
 
 
 def wait_for_stores(llm: LLM) -> EngineStats:
-    """Until nothing more goes down: counts stand still."""
-    last = None
-    for _ in range(400):
-        stats = llm.stats()
-        if stats.tiers == last:
+    """Until nothing more goes down."""
+    for _ in range(2000):
+        if llm._core._loop.post(is_still).result(timeout=60):
             break
-        last = stats.tiers
-        time.sleep(0.02)
-    return stats
+        time.sleep(0.01)
+    return llm.stats()
+
+
+def is_still(scheduler: Scheduler, now: float) -> bool:
+    transfers = scheduler._transfers
+    if transfers is None:
+        return True
+    return transfers._flight is None and not any(writer._stores for writer in transfers._writers)
 
 
 @pytest.fixture(scope="module")
