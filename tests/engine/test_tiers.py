@@ -80,6 +80,12 @@ def is_still(scheduler: Scheduler, now: float) -> bool:
     return transfers._flight is None and not any(writer._stores for writer in transfers._writers)
 
 
+@pytest.fixture(autouse=True)
+def loads_always_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a load is worth is measured; tests must not hang on that."""
+    monkeypatch.setattr("braid.policy.agents.costs.LearntCosts.reload_s", lambda self, num_blocks: 0.0)
+
+
 @pytest.fixture(scope="module")
 def expected(tiny_llama: Path) -> list[list[int]]:
     with small_llm(tiny_llama) as llm:
