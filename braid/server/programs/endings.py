@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from braid.policy.agents.program import Finish
@@ -20,6 +21,23 @@ class Ending(NamedTuple):
     tool: str | None = None
 
 
+@dataclass(slots=True)
+class _Call:
+    """A call, and as much of its arguments as its key needs."""
+
+    name: str
+    pieces: list[str] = field(default_factory=list)
+    num_chars: int = 0
+
+    def add(self, text: str) -> None:
+        if self.num_chars <= MAX_COMMAND:
+            self.pieces.append(text)
+            self.num_chars += len(text)
+
+    def read(self) -> ToolCall:
+        return ToolCall(self.name, "".join(self.pieces))
+
+
 class ChoiceEnding:
     """Reads one choice as it grows.
 
@@ -31,7 +49,7 @@ class ChoiceEnding:
         self._fences = fences
         self._pieces: list[str] = []
         self._num_chars = 0
-        self._calls: list[tuple[str, list[str]]] = []
+        self._calls: list[_Call] = []
         self._reason: str | None = None
         self._is_cut = False
 
@@ -42,11 +60,9 @@ class ChoiceEnding:
                     self._pieces.append(text)
                     self._num_chars += len(text)
                 case CallStart(_, _, name) if len(self._calls) < MAX_NAMES:
-                    self._calls.append((name, []))
+                    self._calls.append(_Call(name))
                 case CallArguments(number, text) if number < len(self._calls):
-                    pieces = self._calls[number][1]
-                    if sum(map(len, pieces)) <= MAX_COMMAND:
-                        pieces.append(text)
+                    self._calls[number].add(text)
 
     def end(self, reason: str, stop_reason: int | str | None) -> None:
         """``reason`` as the client sees it; a text in ``stop_reason`` is the stop string that came."""
@@ -57,7 +73,7 @@ class ChoiceEnding:
         if self._reason not in ("stop", "tool_calls"):
             return None
         if self._calls:
-            return Ending(Finish.TOOL, calls_key([ToolCall(name, "".join(cut)) for name, cut in self._calls]))
+            return Ending(Finish.TOOL, calls_key([call.read() for call in self._calls]))
         if self._is_cut:
             return Ending(Finish.STOP)
         key = fence_key("".join(self._pieces)) if 0 < self._num_chars <= MAX_TEXT else None
