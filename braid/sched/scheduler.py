@@ -256,6 +256,7 @@ class Scheduler:
         self._retention.tick(now)
         if self._transfers is not None:
             self._transfers.tick(now)
+            self._measure_tiers(self._transfers)
 
     def next_deadline(self) -> float | None:
         """When to ``tick`` although nothing else happens: a lease or hold ends, or a copy has taken too long."""
@@ -299,6 +300,7 @@ class Scheduler:
         self._pool.now = now
         if result.lane == TIER and self._transfers is not None:
             self._transfers.update(result)
+            self._measure_tiers(self._transfers)
             return []
         flight = self._flights.pop(result.lane)
         assert flight.plan.step_id == result.step_id, f"step {result.step_id} is not the one in flight"
@@ -499,6 +501,11 @@ class Scheduler:
                 self._pool.hold(cached)
                 transfers.begin(entry.keys, cached, count, entry)
                 return
+
+    def _measure_tiers(self, transfers: Transfers) -> None:
+        """A tier that fails is none: the gate is not to count on it."""
+        if self._sets is not None:
+            self._sets.num_lower_blocks = transfers.num_slots
 
     def _num_needed(self, entry: Entry, cached: Sequence[int]) -> int:
         """Free blocks that it takes to start, with those of ``cached`` that are free now."""

@@ -227,6 +227,11 @@ class Transfers:
         """Whether a tier below has it."""
         return self._locate(key) is not None
 
+    @property
+    def num_slots(self) -> int:
+        """Blocks that can be kept below; each tier has copies of its own."""
+        return max(tier.num_slots for tier in self.tiers.values())
+
     def dump(self) -> str:
         """The state as text, for reports of stalls."""
         flight = "nothing" if self._flight is None else f"step {self._flight[0].step_id}"

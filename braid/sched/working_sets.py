@@ -36,7 +36,7 @@ class WorkingSets:
         self._programs = programs
         self._ranks = ranks
         self._block_size = block_size
-        self._num_lower_blocks = num_lower_blocks
+        self.num_lower_blocks = num_lower_blocks
         self._num_own: dict[Program, int] = {}
         """Blocks that a program alone has, where there are any."""
         self._resting: dict[Program, float] = {}
@@ -56,7 +56,7 @@ class WorkingSets:
         resting = self._resting.get(entry.program, 0.0)
         added = self._num_beyond(entry, self._num_in_use(entry))
         return SetLoad(
-            self.needed - resting, round(added), self._pool.num_blocks, self._num_lower_blocks, num_running
+            self.needed - resting, round(added), self._pool.num_blocks, self.num_lower_blocks, num_running
         )
 
     def started(self, entry: Entry, num_taken: int) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb
 from braid.core.step import StepPlan, StepResult
+from braid.policy.agents.catalog import agent_policy
 from braid.policy.agents.costs import CostPrior, LearntCosts
 from braid.policy.agents.plain import LeastRecent, lru
 from braid.policy.agents.policy import Fate, Keep
@@ -171,6 +172,18 @@ def test_a_broken_tier_keeps_nobody_waiting(crank, copier) -> None:
     turn(crank, "q", range(13))
     assert copier.plan() is None
     assert disk(crank)["slots"] == disk(crank)["used"] == 0
+
+
+def test_the_gate_counts_on_no_broken_tier(make_crank) -> None:
+    costs = LearntCosts(has_lower=True)
+    crank = make_crank(Policies(agents=agent_policy("braid", costs), costs=costs), num_disk_blocks=32)
+    copier = Copier(crank)
+    sets = crank.scheduler._sets
+    turn(crank, "p", range(13))
+    plan = copier.plan()
+    assert sets.num_lower_blocks == 32
+    copier.finish(plan, failed=frozenset({0}), breaks=True)
+    assert sets.num_lower_blocks == 0
 
 
 def test_an_abort_gives_a_load_up(crank, copier) -> None:
