@@ -31,6 +31,13 @@ def test_wrong_values_are_refused_by_the_config() -> None:
         EngineOptions(block_size=17).config("m")
 
 
+def test_agent_policies_are_known_by_name() -> None:
+    for name in ("lru", "continuum", "braid", "braid-without-gate"):
+        assert EngineOptions(agent_policy=name).config("m").agent_policy == name
+    with pytest.raises(InvalidParameterError, match="'fifo'; choose one of lru, program-fcfs"):
+        EngineOptions(agent_policy="fifo").config("m")
+
+
 def test_sampling_options_become_sampling_params() -> None:
     assert SamplingOptions(max_tokens=3, top_k=5).params() == SamplingParams(
         max_tokens=3, top_k=5, temperature=0.0
