@@ -26,7 +26,7 @@ class FakeTurn:
 MakeTurn = Callable[..., FakeTurn]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_turn() -> MakeTurn:
     """``make_turn(name, arrival=0, program=None, ...)``; without a program it is one of its own."""
     count = iter(range(1_000_000))
