@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -370,50 +370,92 @@ def test_a_disk_that_hangs_keeps_nobody_waiting_for_ever(crank, copier) -> None:
     assert crank.scheduler.stats().num_free_blocks == 16
 
 
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["add", "add", "plan", "plan", "finish", "tier", "tier", "tier done", "tier bad", "abort"]
-        ),
-        st.integers(0, 4),
-        st.integers(1, 7),
+class Action(NamedTuple):
+    """What happens, and then steps of the lanes in this order."""
+
+    verb: str
+    program: int
+    length: int
+    lanes: tuple[str, ...]
+
+
+actions = st.builds(
+    Action,
+    verb=st.sampled_from(
+        ["turn", "turn", "turn", "turn", "stranger", "stranger", "abort", "prefetch", "demote", "pin"]
     ),
-    max_size=60,
+    program=st.integers(0, 3),
+    length=st.integers(1, 6),
+    lanes=st.lists(
+        st.sampled_from(["mixed", "mixed", "tier", "tier", "tier", "tier bad", "tier breaks"]),
+        min_size=2,
+        max_size=12,
+    ).map(tuple),
 )
 
 
-@settings(max_examples=150, deadline=None)
+class Interleaved:
+    """Both lanes in the order that a script says: a step is taken in before the lane's next one is planned."""
+
+    def __init__(self, make_crank: Any, **config: Any) -> None:
+        self.crank = make_crank(**config)
+        self.copier = Copier(self.crank)
+        self.flights: dict[str, StepPlan | None] = {MIXED: None, TIER: None}
+        self.lengths = [0, 0, 0, 0]
+        self.live: list[str] = []
+        self.breaks = False
+
+    def act(self, number: int, action: Action) -> None:
+        crank, name = self.crank, f"r{number}"
+        if action.verb == "turn":
+            self.lengths[action.program] = (self.lengths[action.program] + 4 * action.length) % 33
+            prompt = [action.program] * (self.lengths[action.program] + 1)
+            crank.add(name, prompt, max_tokens=action.length, program=ref(str(action.program)))
+            self.live.append(name)
+        elif action.verb == "stranger":
+            crank.add(name, 39, max_tokens=1, cache_salt=name)
+        elif action.verb == "abort" and self.live:
+            crank.scheduler.abort(self.live[-1], crank.now)
+        elif action.verb in ("prefetch", "demote", "pin"):
+            crank.scheduler.program(ProgramVerb(action.verb), ref(str(action.program)), 5.0, crank.now)
+        crank.scheduler.check_integrity()
+
+    def step(self, lane: str) -> None:
+        if lane == "mixed":
+            if self.flights[MIXED] is not None:
+                self.crank.finish(self.flights[MIXED])
+            self.flights[MIXED] = self.crank.plan()
+            return
+        plan = self.flights[TIER]
+        if plan is not None:
+            failed = frozenset(range(1 if lane == "tier bad" else 0))
+            self.copier.finish(plan, failed, breaks=lane == "tier breaks" and self.breaks)
+        self.flights[TIER] = self.copier.plan()
+
+
+@settings(max_examples=100, deadline=None)
 @given(
-    steps=steps, num_blocks=st.integers(10, 16), num_disk=st.integers(1, 12), num_host=st.sampled_from([0, 5])
+    script=st.lists(actions, min_size=8, max_size=30),
+    num_blocks=st.integers(10, 14),
+    num_disk=st.sampled_from([3, 12, 40]),
+    num_host=st.sampled_from([0, 5]),
+    breaks=st.booleans(),
 )
 def test_any_interleaving_ends_with_every_block_free(
-    make_crank_fn, steps, num_blocks, num_disk, num_host
+    make_crank_fn, script, num_blocks, num_disk, num_host, breaks
 ) -> None:
-    crank = make_crank_fn(num_blocks=num_blocks, num_disk_blocks=num_disk, num_host_blocks=num_host)
-    copier = Copier(crank)
-    flights: dict[str, StepPlan | None] = {MIXED: None, TIER: None}
-    live: list[str] = []
-    for number, (verb, which, length) in enumerate(steps):
-        if verb == "add":
-            prompt = [*[which] * (4 * length), *range(length)]
-            live.append(f"r{number}")
-            crank.add(live[-1], prompt, max_tokens=length, program=ref(str(which), final=length == 7))
-        elif verb == "plan" and flights[MIXED] is None:
-            flights[MIXED] = crank.plan()
-        elif verb == "finish" and flights[MIXED] is not None:
-            crank.finish(flights[MIXED])
-            flights[MIXED] = None
-        elif verb == "tier" and flights[TIER] is None:
-            flights[TIER] = copier.plan()
-        elif verb in ("tier done", "tier bad") and flights[TIER] is not None:
-            failed = frozenset({which}) if verb == "tier bad" else frozenset[int]()
-            copier.finish(flights[TIER], failed, breaks=verb == "tier bad" and length == 7)
-            flights[TIER] = None
-        elif verb == "abort" and live:
-            crank.scheduler.abort(live[which % len(live)], crank.now)
-            crank.scheduler.check_integrity()
-    finish_all(crank, copier, flights)
-    stats = crank.scheduler.stats()
+    this = Interleaved(
+        make_crank_fn, num_blocks=num_blocks, num_disk_blocks=num_disk, num_host_blocks=num_host
+    )
+    this.breaks = breaks
+    for number, action in enumerate(script):
+        this.act(number, action)
+        for lane in action.lanes:
+            this.step(lane)
+    finish_all(this.crank, this.copier, this.flights)
+    this.crank.now += 10.0
+    this.crank.scheduler.tick(this.crank.now)
+    stats = this.crank.scheduler.stats()
     assert stats.num_free_blocks == num_blocks
     assert (stats.num_running, stats.num_waiting) == (0, 0)
 
