@@ -24,7 +24,7 @@ class LeastSquares:
         prior_weight: of the prior, in samples.
     """
 
-    def __init__(self, prior: Sequence[float], prior_weight: float = 8.0) -> None:
+    def __init__(self, prior: Sequence[float], prior_weight: float = 2.0) -> None:
         self._prior = tuple(prior)
         self._weight = prior_weight
         size = len(self._prior)

@@ -98,25 +98,28 @@ class Ranked:
         law = self._laws.get(program) or self._learn_law(program)
         if program.num_working:
             # Its clock stands still until its sub-agents are done.
-            return self._rank(program, law, 0.0, inf)
-        idle_s = max(0.0, now - program.last_active)
-        place = max(bin_of(idle_s), FIRST_EDGE)
-        while place < NUM_BINS and program.last_active + EDGES[place + 1] <= now:
-            place += 1
-        until = program.last_active + EDGES[place + 1] if place < NUM_BINS - 1 else inf
-        return self._rank(program, law, max(idle_s, EDGES[min(place, NUM_BINS - 1)]), until)
+            return self._rank(program, law, program.last_active)._replace(until=inf)
+        return self._rank(program, law, now)
 
-    def _rank(self, program: Program, law: _Law, idle_s: float, until: float) -> Rank:
+    def _rank(self, program: Program, law: _Law, now: float) -> Rank:
+        # Times are compared, not spans: else a rank could be asked for at a time and still be the one before it.
+        last = program.last_active
+        idle_s = max(0.0, now - last)
+        place = max(bin_of(idle_s), FIRST_EDGE)
+        while place < NUM_BINS - 1 and last + EDGES[place + 1] <= now:
+            place += 1
+        until = last + EDGES[place + 1] if place < NUM_BINS - 1 else inf
+        idle_s = max(idle_s, EDGES[place])
         intent = program.intent
         min_s, max_s = (None, None) if intent is None else (intent.min_s, intent.max_s)
         if max_s is not None:
-            if idle_s >= max_s:
+            if last + max_s <= now:
                 return Rank(PLAIN, -1.0, 0.0)
-            until = min(until, program.last_active + max_s)
+            until = min(until, last + max_s)
         protection = EXPECTED if law.gaps.returns(idle_s) >= LIKELY else PLAIN
-        if program.is_protected and min_s is not None and idle_s < min_s:
+        if program.is_protected and min_s is not None and last + min_s > now:
             protection = ASSURED
-            until = min(until, program.last_active + min_s)
+            until = min(until, last + min_s)
         # Who waits is not in: it asks the gate itself. And before the gate it may wait for long, so what it has left is
         # worth no more than if its client were away since it came: to protect that pushes out those who are in.
         weight = 0.0 if program.num_waiting else law.gaps.returns_within(self._soon_s, idle_s)
