@@ -7,6 +7,7 @@ log with one warning, never a turn. What is in a line: ``braid.sched.event_log``
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import threading
@@ -14,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import Full, Queue
 from typing import BinaryIO
-
-import msgspec
 
 from braid.core.errors import BraidError
 from braid.core.hashing import Hasher
@@ -112,7 +111,7 @@ class AgentLog:
 
     def _write(self, line: Line) -> None:
         """Whole lines only, unbuffered: a full disk shows here, and a killed engine loses nothing."""
-        data = msgspec.json.encode(line) + b"\n"
+        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         size = self._file.tell()
         if self._file.write(data) != len(data):
             self._file.truncate(size)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+import time
 from typing import Any
+
+import psutil
 
 from braid.core.errors import CheckpointError, InvalidParameterError
 
 MEMORY_BYTES = 2 << 30
 SECONDS = 20
+_LOOK_SECONDS = 0.01
+_BEYOND_MEMORY = f"cannot render a short conversation within {MEMORY_BYTES >> 20} MiB and {SECONDS} s"
 _CHILD = "from braid.text.template_probe import main; main()"
 _CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": '{"a": "b"}'}}
 _TOOL = {
@@ -41,24 +47,41 @@ def probe(source: str, *, bos_token: str | None, eos_token: str | None) -> None:
         CheckpointError: it does not.
     """
     data = json.dumps({"source": source, "bos_token": bos_token, "eos_token": eos_token})
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD],
-            input=data.encode(),
-            capture_output=True,
-            timeout=2 * SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise CheckpointError(
-            f"the chat template takes more than {SECONDS} s for a short conversation"
-        ) from error
-    if done.returncode != 0:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
-        raise CheckpointError(
-            f"the chat template cannot render a short conversation within {MEMORY_BYTES >> 20} MiB and {SECONDS} s"
-            + (f": {last}" if last else "")
-        )
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
+        given.write(data.encode())
+        given.seek(0)
+        with subprocess.Popen(
+            [sys.executable, "-c", _CHILD], stdin=given, stdout=subprocess.DEVNULL, stderr=errors
+        ) as child:
+            _watch(child)
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().rpartition("\n")[2][:200]
+    if child.returncode != 0:
+        raise CheckpointError(f"the chat template {_BEYOND_MEMORY}{f': {said}' if said else ''}")
+
+
+def _watch(child: subprocess.Popen[bytes]) -> None:
+    """Until it ends. Its own limit of memory is not kept on every system, so what it holds is looked at from here, too.
+
+    Raises:
+        CheckpointError: it takes too much of either; it is dead then.
+    """
+    process = psutil.Process(child.pid)
+    deadline = time.monotonic() + 2 * SECONDS
+    while child.poll() is None:
+        try:
+            if process.memory_info().rss > MEMORY_BYTES:
+                raise CheckpointError(f"the chat template {_BEYOND_MEMORY}")
+            if time.monotonic() > deadline:
+                raise CheckpointError(
+                    f"the chat template takes more than {SECONDS} s for a short conversation"
+                )
+        except psutil.NoSuchProcess:
+            continue
+        except CheckpointError:
+            child.kill()
+            raise
+        time.sleep(_LOOK_SECONDS)
 
 
 def main() -> None:

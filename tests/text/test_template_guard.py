@@ -6,6 +6,7 @@ import minijinja
 import pytest
 
 from braid.core.errors import CheckpointError, InvalidParameterError
+from braid.text import template_probe
 from braid.text.template import ChatTemplate
 from braid.text.template_guard import CHARGE, guard
 from braid.text.template_probe import probe
@@ -83,3 +84,11 @@ def test_the_probe_finds_what_the_checks_cannot_see(monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(CheckpointError, match=r"0\.5 s"):
         probe(walk, bos_token=None, eos_token=None)
+
+
+def test_the_probe_holds_where_the_system_keeps_no_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlimited = "import resource; resource.setrlimit = lambda *_: None; "
+    monkeypatch.setattr(template_probe, "_CHILD", unlimited + template_probe._CHILD)
+    monkeypatch.setattr(template_probe, "MEMORY_BYTES", 256 << 20)
+    with pytest.raises(CheckpointError, match="MiB"):
+        probe("{% set a = 'x' * 60000 %}{{ a.replace('x', a)|length }}", bos_token=None, eos_token=None)
