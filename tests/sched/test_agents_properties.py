@@ -104,7 +104,7 @@ class Play:
     def __init__(self, make_crank: Any, policy: str, config: dict[str, Any]) -> None:
         self.has_tier = bool(config.get("num_disk_blocks"))
         costs = LearntCosts(SLOW_PREFILL, has_lower=self.has_tier)
-        agents = agent_policy(policy, costs, AgentSettings(aged_s=20.0, gate_deadline_s=30.0))
+        agents = agent_policy(policy, costs, AgentSettings(aged_s=20.0, overdue_s=30.0))
         policies = Policies(agents=agents, costs=costs)
         self.crank = make_crank(policies, max_model_len=MAX_LEN, block_size=BLOCK_SIZE, **config)
         self.copies: StepPlan | None = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from braid.policy.agents.gate import Guests, is_new
 from braid.policy.agents.order import is_preempted
 from braid.policy.agents.policy import AnyTurn, OrderKey
 from braid.policy.agents.program import Turn
@@ -23,12 +24,15 @@ PREEMPTED, RESIDENT, RETURNING, NEW = range(4)
 class Aging:
     """Preempted, resident, returning, new; by the capped seniority of the program's family in each.
 
-    A sub-agent's first turn is not new: its family is in already.
+    A sub-agent's first turn is not new: its family is in already. A guest of the gate's is not resident.
     """
 
     num_lines = 4
 
-    def __init__(self, *, newcomer_every: int, aged_every: int, aged_s: float, seniority_s: float) -> None:
+    def __init__(
+        self, *, newcomer_every: int, aged_every: int, aged_s: float, seniority_s: float, guests: Guests
+    ) -> None:
+        self._guests = guests
         self._newcomer_every, self._aged_every = newcomer_every, aged_every
         self._aged_s, self._seniority_s = aged_s, seniority_s
         self._since_newcomer = self._since_aged = 0
@@ -43,7 +47,7 @@ class Aging:
     def line(self, turn: Turn) -> int:
         if is_preempted(turn):
             return PREEMPTED
-        if turn.is_resident:
+        if turn.is_resident and turn.program not in self._guests:
             return RESIDENT
         return NEW if is_new(turn) else RETURNING
 
@@ -71,11 +75,6 @@ class Aging:
         self._since_newcomer = 0 if is_new(turn) else min(self._since_newcomer + 1, self._newcomer_every)
         was_aged = self._oldest is not None and turn.request.arrival_time <= self._oldest
         self._since_aged = 0 if was_aged else min(self._since_aged + 1, self._aged_every)
-
-
-def is_new(turn: Turn) -> bool:
-    """Whether its program has had nothing yet, and nobody has it for a sub-agent."""
-    return not turn.program.num_turns and turn.program.parent is None
 
 
 def _arrival(turn: Turn) -> OrderKey:

@@ -13,7 +13,7 @@ from braid.policy.agents.aging import Aging
 from braid.policy.agents.costs import Costs
 from braid.policy.agents.gap_model import GapModel
 from braid.policy.agents.gaps import Memoryfulness, SlidingMean, ToolGaps
-from braid.policy.agents.gate import WorkingSetGate
+from braid.policy.agents.gate import Budget, Guests, WorkingSetGate
 from braid.policy.agents.holds import Continuum, Pin2s
 from braid.policy.agents.infercept import Batch, InferCept
 from braid.policy.agents.oracle import Belady, NextUse, TrueContinuum
@@ -54,7 +54,8 @@ class AgentSettings:
             waits until it is promoted.
         newcomer_every, aged_every, aged_s, seniority_s: see ``Aging``.
         preemption_budget: see ``Patient``.
-        gate_share, gate_deadline_s, gate_every_s: see ``WorkingSetGate``.
+        gate_share, gate_lower_share: see ``WorkingSetGate``.
+        newcomer_s, newcomer_share, overdue_s, overdue_share: its budgets; see ``Budget``.
         soon_s: see ``Ranked``.
         gap_weight: of a level of the gap model in the one below, in samples.
     """
@@ -72,17 +73,34 @@ class AgentSettings:
     seniority_s: float = 3600.0
     preemption_budget: int = 3
     gate_share: float = 0.8
-    gate_deadline_s: float = 600.0
-    gate_every_s: float = 60.0
+    gate_lower_share: float = 0.8
+    newcomer_s: float = 60.0
+    newcomer_share: float = 0.25
+    overdue_s: float = 1800.0
+    overdue_share: float = 0.1
     soon_s: float = 60.0
     gap_weight: float = 10.0
 
     def __post_init__(self) -> None:
         for name in ("gap_samples", "waits", "lengths", "plas_levels", "newcomer_every", "aged_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("plas_quantum_s", "gate_share", "soon_s", "gap_weight"):
+        for name in (
+            "plas_quantum_s",
+            "gate_share",
+            "newcomer_share",
+            "overdue_share",
+            "soon_s",
+            "gap_weight",
+        ):
             self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("aged_s", "seniority_s", "gate_deadline_s", "gate_every_s", "preemption_budget"):
+        for name in (
+            "aged_s",
+            "seniority_s",
+            "gate_lower_share",
+            "newcomer_s",
+            "overdue_s",
+            "preemption_budget",
+        ):
             self._require(name, getattr(self, name) >= 0, "at least 0")
 
     def _require(self, name: str, ok: bool, valid: str) -> None:
@@ -164,36 +182,37 @@ def _ttl(settings: AgentSettings) -> ContinuumTTL:
     )
 
 
-def _braid(costs: Costs, settings: AgentSettings) -> AgentPolicy:
+def _braid(costs: Costs, settings: AgentSettings, *, is_ranked: bool = True) -> AgentPolicy:
+    guests = Guests()
     order = Aging(
         newcomer_every=settings.newcomer_every,
         aged_every=settings.aged_every,
         aged_s=settings.aged_s,
         seniority_s=settings.seniority_s,
+        guests=guests,
     )
     gate = WorkingSetGate(
-        share=settings.gate_share, deadline_s=settings.gate_deadline_s, every_s=settings.gate_every_s
+        share=settings.gate_share,
+        lower_share=settings.gate_lower_share,
+        newcomers=Budget(costs, after_s=settings.newcomer_s, share=settings.newcomer_share),
+        overdue=Budget(costs, after_s=settings.overdue_s, share=settings.overdue_share),
+        guests=guests,
     )
-    return AgentPolicy(DEFAULT, order, gate, Patient(settings.preemption_budget), _ranked(costs, settings))
-
-
-def _ranked(costs: Costs, settings: AgentSettings, *, is_ranked: bool = True) -> Ranked:
-    return Ranked(costs, soon_s=settings.soon_s, is_ranked=is_ranked, model=GapModel(settings.gap_weight))
+    model = GapModel(settings.gap_weight)
+    retention = Ranked(costs, soon_s=settings.soon_s, guests=guests, is_ranked=is_ranked, model=model)
+    return AgentPolicy(DEFAULT, order, gate, Patient(settings.preemption_budget), retention)
 
 
 def _ablation(name: str, costs: Costs, settings: AgentSettings) -> AgentPolicy:
     """Parts of Braid's in the place of those of ``lru``."""
     base, _, part = name.rpartition("-")
     parts = {part} if base == "lru-with" else set(PARTS) - {part}
-    plain, full = lru(), _braid(costs, settings)
-    retention: Retention = plain.retention
-    if parts & {"rank", "gate"}:
-        # The gate needs weights, whether or not eviction goes by rank.
-        retention = _ranked(costs, settings, is_ranked="rank" in parts)
+    plain, full = lru(), _braid(costs, settings, is_ranked="rank" in parts)
     return AgentPolicy(
         name,
         full.order if "order" in parts else plain.order,
         full.gate if "gate" in parts else plain.gate,
         full.victim if "victim" in parts else LastInOrder(),
-        retention,
+        # The gate needs weights, whether or not eviction goes by rank.
+        full.retention if parts & {"rank", "gate"} else plain.retention,
     )

@@ -62,12 +62,14 @@ class LearntCosts:
     def prefill_s(self, num_tokens: int, start: int = 0) -> float:
         if num_tokens <= 0:
             return 0.0
-        return self.steps.predict((1.0, num_tokens, attended_pairs(num_tokens, start), 0.0))
+        step_s, token_s, pair_s, _ = self.steps.coefficients
+        return step_s + num_tokens * token_s + attended_pairs(num_tokens, start) * pair_s
 
     def reload_s(self, num_blocks: int) -> float:
         if not self._has_lower:
             return inf
-        return self.reloads.predict((1.0, num_blocks)) if num_blocks > 0 else 0.0
+        transfer_s, block_s = self.reloads.coefficients
+        return transfer_s + num_blocks * block_s if num_blocks > 0 else 0.0
 
     def describe(self) -> Mapping[str, float]:
         """What the fits say, on how many samples, and how far they are usually off."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
+from itertools import pairwise
 
 MIN_S, MAX_S = 0.01, 86_400.0
 BINS_PER_DECADE = 6
@@ -21,6 +22,7 @@ EDGES: tuple[float, ...] = (
 )
 """Bin i is [EDGES[i], EDGES[i + 1]); gaps above the last edge count into the last bin."""
 NUM_BINS = len(EDGES) - 1
+WIDTHS: tuple[float, ...] = tuple(high - low for low, high in pairwise(EDGES))
 NEVER = NUM_BINS
 """The bin behind the last: programs that did not come back."""
 HALF_LIFE = 256
@@ -86,11 +88,9 @@ class GapHistogram:
 
     def shrunk_to(self, prior: Shares, weight: float) -> list[float]:
         """Shares of the bins: the counts, in units of the newest sample, and ``weight`` samples of the prior."""
-        total = self._total / self._scale + weight
-        return [
-            (count / self._scale + weight * share) / total
-            for count, share in zip(self._counts, prior, strict=True)
-        ]
+        total = self._total + weight * self._scale
+        own, above = 1 / total, weight * self._scale / total
+        return [count * own + share * above for count, share in zip(self._counts, prior, strict=True)]
 
 
 class GapModel:
@@ -218,19 +218,27 @@ class Gaps:
 
     def _survival(self, seconds: float) -> float:
         place = bin_of(seconds)
-        low, high = EDGES[place], EDGES[place + 1]
-        inside = min(1.0, (seconds - low) / (high - low))
-        return self._later[place] + (self._later[place + 1] - self._later[place]) * inside
+        before = self._later[place]
+        inside = (seconds - EDGES[place]) / WIDTHS[place]
+        return before + (self._later[place + 1] - before) * inside if inside < 1 else self._later[place + 1]
 
     def _best(self, place: int) -> float:
-        """From the bin's middle, over holds to the ends of all later bins."""
+        """From the bin's middle, over holds to the ends of all later bins.
+
+        Most of them need not be looked at: no longer hold can do better once all that may yet come would not make up
+        for the time held so far.
+        """
+        later = self._later
         idle = (EDGES[place] + EDGES[place + 1]) / 2
         still = before = self._survival(idle)
-        if still <= 0:
-            return 0.0
-        best, held, start = 0.0, 0.0, idle
-        for end, later in zip(EDGES[place + 1 :], self._later[place + 1 :], strict=True):
-            held += (before + later) / 2 * (end - start)
-            best = max(best, (still - later) / held)
-            before, start = later, end
+        all_that_comes = still - later[NUM_BINS]
+        best, held = 0.0, 0.0
+        widths = (EDGES[place + 1] - idle, *WIDTHS[place + 1 :])
+        for width, after in zip(widths, later[place + 1 :], strict=True):
+            held += (before + after) / 2 * width
+            if still - after > best * held:
+                best = (still - after) / held
+            if all_that_comes <= best * held:
+                break
+            before = after
         return best

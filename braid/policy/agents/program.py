@@ -32,7 +32,7 @@ class Finish(StrEnum):
     """Nobody has said yet."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Program:
     """A chain of turns, and its state now. Only ``braid.sched`` changes it; policies read it.
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from braid.policy.agents.costs import Costs
 from braid.policy.agents.gap_model import EDGES, NUM_BINS, GapModel, Gaps, bin_of
+from braid.policy.agents.gate import Guests
 from braid.policy.agents.hints import HintTrust, hinted_shares
 from braid.policy.agents.policy import Fate, Keep, Rank
 from braid.policy.agents.program import Finish, Program
@@ -45,12 +46,20 @@ class _Law(NamedTuple):
 class Ranked:
     """Args:
     soon_s: a program counts in the gate by its chance to be back within so long.
+    guests: programs that the gate let through by force.
     is_ranked: False to leave eviction to the last use, and weigh for the gate only.
     """
 
     def __init__(
-        self, costs: Costs, *, soon_s: float, is_ranked: bool = True, model: GapModel | None = None
+        self,
+        costs: Costs,
+        *,
+        soon_s: float,
+        guests: Guests,
+        is_ranked: bool = True,
+        model: GapModel | None = None,
     ) -> None:
+        self._guests = guests
         self.is_ranked = is_ranked
         self.model = model or GapModel()
         self.trust = HintTrust()
@@ -95,6 +104,8 @@ class Ranked:
     def rank(self, program: Program, now: float) -> Rank:
         if program.num_running:
             return Rank(UNDER_WAY, -program.seniority, 1.0)
+        if program in self._guests:
+            return Rank(PLAIN, -program.seniority, 0.0)
         law = self._laws.get(program) or self._learn_law(program)
         if program.num_working:
             # Its clock stands still until its sub-agents are done.

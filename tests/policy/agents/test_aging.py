@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from braid.core.request import Status
 from braid.policy.agents.aging import NEW, PREEMPTED, RESIDENT, RETURNING, Aging
+from braid.policy.agents.gate import Guests
 from braid.policy.agents.program import Program, ProgramId
 
 
-def aging(**changed: float) -> Aging:
+def aging(*, guests: Guests | None = None, **changed: float) -> Aging:
     numbers: dict[str, Any] = {"newcomer_every": 4, "aged_every": 5, "aged_s": 100.0, "seniority_s": 1000.0}
-    return Aging(**(numbers | changed))
+    return Aging(**(numbers | changed), guests=Guests() if guests is None else guests)
 
 
 def known(name: str, arrival: float, num_turns: int = 1) -> Program:
@@ -103,3 +104,13 @@ def test_nobody_starves(make_turn: Any, seed: int, kind: str) -> None:
         if chosen is patient:
             return
     pytest.fail(f"it waits still after {bound} starts")
+
+
+def test_a_guest_is_not_resident(make_turn: Any) -> None:
+    back = known("back", 1.0)
+    turn = make_turn("back", 2.0, back, is_resident=True)
+    guests = Guests()
+    order = aging(guests=guests)
+    assert order.line(turn) == RESIDENT
+    guests.add(back)
+    assert order.line(turn) == RETURNING

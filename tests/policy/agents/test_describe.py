@@ -11,6 +11,7 @@ from braid.policy.agents.costs import LearntCosts
 from braid.policy.agents.describe import described
 from braid.policy.agents.forecast import returns_in
 from braid.policy.agents.gap_model import GapModel
+from braid.policy.agents.gate import Guests
 from braid.policy.agents.policy import SetLoad
 from braid.policy.agents.program import Finish, Program, ProgramId
 from braid.policy.agents.ranked import Ranked
@@ -50,7 +51,7 @@ def test_gaps_by_kind() -> None:
 
 
 def test_a_ranked_retention_tells_of_the_kinds_it_has_seen() -> None:
-    retention = Ranked(LearntCosts(), soon_s=60.0)
+    retention = Ranked(LearntCosts(), soon_s=60.0, guests=Guests())
     program = Program(ProgramId("o", "p"), 0.0, finish=Finish.TOOL)
     retention.arrived(program, 3.0, 3.0)
     child = Program(ProgramId("o", "c"), 0.0, parent=program, finish=Finish.TEXT)
@@ -94,7 +95,7 @@ def test_the_median_of_what_is_left(gaps: list[float], num_lost: int, idle_s: fl
 
 
 def test_a_program_is_expected_back_sooner_the_longer_it_has_been_idle() -> None:
-    retention = Ranked(LearntCosts(), soon_s=60.0)
+    retention = Ranked(LearntCosts(), soon_s=60.0, guests=Guests())
     program = Program(ProgramId("o", "p"), 0.0, finish=Finish.TOOL, num_turns=1)
     for _ in range(200):
         retention.arrived(program, 10.0, 10.0)

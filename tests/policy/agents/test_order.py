@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from braid.core.request import Status
 from braid.policy.agents import order as orders
 from braid.policy.agents.aging import Aging
+from braid.policy.agents.gate import Guests
 from braid.policy.agents.order import LeastService
 from braid.policy.agents.policy import Order
 from braid.policy.agents.program import Program, ProgramId
@@ -131,7 +132,7 @@ def every_order() -> list[Order]:
         orders.held_first(),
         orders.continuum(),
         LeastService(6, 1.0, 4.0),
-        Aging(newcomer_every=3, aged_every=4, aged_s=5.0, seniority_s=20.0),
+        Aging(newcomer_every=3, aged_every=4, aged_s=5.0, seniority_s=20.0, guests=Guests()),
     ]
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from braid.core.program import RetainIntent
 from braid.policy.agents.gap_model import GapModel
+from braid.policy.agents.gate import Guests
 from braid.policy.agents.policy import Fate
 from braid.policy.agents.program import Finish, Program, ProgramId
 from braid.policy.agents.ranked import ASSURED, EXPECTED, PLAIN, UNDER_WAY, Ranked
@@ -43,8 +44,10 @@ def program(
     return made
 
 
-def ranked(block_s: float = inf, model: GapModel | None = None) -> Ranked:
-    return Ranked(FixedCosts(block_s), soon_s=60.0, model=model)
+def ranked(block_s: float = inf, model: GapModel | None = None, guests: Guests | None = None) -> Ranked:
+    return Ranked(
+        FixedCosts(block_s), soon_s=60.0, guests=Guests() if guests is None else guests, model=model
+    )
 
 
 def values(policy: Ranked, programs: Sequence[Program], now: float) -> list[float]:
@@ -172,3 +175,20 @@ def test_few_ranks_are_asked_for_while_a_program_is_idle() -> None:
         now = policy.rank(known, now).until
         asked += 1
     assert asked <= 25
+
+
+def test_guests_go_first_and_weigh_nothing() -> None:
+    guests = Guests()
+    policy = ranked(guests=guests)
+    older, younger, other = program("a"), program("b", first_arrival=5.0), program("c")
+    guests.update((older, younger))
+    assert sorted((older, younger, other), key=lambda known: policy.rank(known, 10.0)[:2]) == [
+        younger,
+        older,
+        other,
+    ]
+    assert [policy.rank(known, 10.0).weight for known in (older, younger)] == [0.0, 0.0]
+    older.num_running = 1
+    assert policy.rank(older, 10.0).weight == 1.0
+    guests.discard(younger)
+    assert policy.rank(younger, 10.0) == policy.rank(other, 10.0)
