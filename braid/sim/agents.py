@@ -151,6 +151,17 @@ def run_agents(
         InvalidParameterError: there is no such policy, or nothing to simulate.
     """
     starts = draw_starts(families, setup.num_programs, setup.rate, seed)
+    return run_starts(starts, setup, policy, seed, observer=observer)
+
+
+def run_starts(
+    starts: Sequence[Start], setup: AgentSetup, policy: str, seed: int, *, observer: Observer | None = None
+) -> AgentRun:
+    """The same of families whose times are known; ``seed`` is only noted.
+
+    Raises:
+        InvalidParameterError: there is no such policy.
+    """
     arrivals, places = arrivals_of(starts, grain=setup.grain, say_final=setup.say_final)
     costs = setup.costs()
     agents = _policy(policy, setup.settings, costs, Future(arrivals))
