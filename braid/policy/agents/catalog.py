@@ -67,17 +67,17 @@ class AgentSettings:
     plas_levels: int = 8
     plas_quantum_s: float = 2.0
     plas_promote: float = 8.0
-    newcomer_every: int = 16
-    aged_every: int = 16
+    newcomer_every: int = 64
+    aged_every: int = 64
     aged_s: float = 120.0
     seniority_s: float = 3600.0
     preemption_budget: int = 3
     gate_share: float = 0.8
     gate_lower_share: float = 0.8
     newcomer_s: float = 60.0
-    newcomer_share: float = 0.25
+    newcomer_share: float = 0.3
     overdue_s: float = 1800.0
-    overdue_share: float = 0.1
+    overdue_share: float = 0.05
     soon_s: float = 60.0
     gap_weight: float = 10.0
 
