@@ -3,8 +3,7 @@
 Run: python benchmarks/scheduler.py [--requests 1000] [--repeats 3] [--programs 1000] [--policies lru,braid]
 
 The target is less than 2 s of one core for 1,000 requests, and less than 100 microseconds for planning and
-taking in a step of 8 decodes. The simulation's time is processor time; a step is too short for that clock,
-so its time is wall time, and other load on the machine shows in its high percentiles.
+taking in a step of 8 decodes. All times are the processor's, so that other load on the machine shows in them little.
 
 Programs: a third of them idle, most others waiting, 64 running, in a third of the memory that they need. What a policy
 costs is the difference between its steps' time and that of ``lru``; the target is 1 ms. A step's time is that of all
@@ -56,7 +55,7 @@ def time_simulation(count: int) -> tuple[float, int, int]:
 
 
 def time_decode_steps(num_seqs: int = 8, num_steps: int = 1000) -> list[float]:
-    """Wall seconds of tick, schedule and update, one value per step."""
+    """Processor seconds of tick, schedule and update, one value per step."""
     scheduler = Scheduler(CONFIG)
     params = SamplingParams(temperature=0, max_tokens=num_steps, ignore_eos=True)
     for index in range(num_seqs):
@@ -65,18 +64,18 @@ def time_decode_steps(num_seqs: int = 8, num_steps: int = 1000) -> list[float]:
     seconds = []
     now = 0.0
     while scheduler.has_unfinished:
-        begin = time.perf_counter()
+        begin = time.thread_time()
         scheduler.tick(now)
         plan = scheduler.schedule(MIXED, now)
-        planned = time.perf_counter() - begin
+        planned = time.thread_time() - begin
         assert plan is not None
         now += 1.0
         tokens = {work.request_id: SampledToken(1) for work in plan.works if work.sample is not None}
         result = StepResult(plan.step_id, MIXED, now - 1, 1.0, tokens)
-        begin = time.perf_counter()
+        begin = time.thread_time()
         scheduler.update(result, now)
         if all(work.is_decode for work in plan.works) and len(plan.works) == num_seqs:
-            seconds.append(planned + time.perf_counter() - begin)
+            seconds.append(planned + time.thread_time() - begin)
     return seconds
 
 
@@ -104,26 +103,26 @@ class Programs:
         self.now = 0.0
 
     def step(self) -> float:
-        """Wall seconds."""
+        """Processor seconds."""
         arrivals = self._arrivals()
-        begin = time.perf_counter()
+        begin = time.thread_time()
         for request in arrivals:
             self.scheduler.add(request, self.now)
         self.scheduler.tick(self.now)
         plan = self.scheduler.schedule(MIXED, self.now)
-        seconds = time.perf_counter() - begin
+        seconds = time.thread_time() - begin
         self.now += self.STEP_S
         if plan is None:
             return seconds
         tokens = {work.request_id: SampledToken(5) for work in plan.works if work.sample is not None}
         result = StepResult(plan.step_id, MIXED, self.now - self.STEP_S, self.STEP_S, tokens)
-        begin = time.perf_counter()
+        begin = time.thread_time()
         ended = [delta.request_id for delta in self.scheduler.update(result, self.now) if delta.finish_reason]
         for name in ended:
             ref = self.requests[name][1].program
             assert ref is not None
             self.scheduler.told(ref, Finish.TOOL, "bash", self.now)
-        seconds += time.perf_counter() - begin
+        seconds += time.thread_time() - begin
         for name in ended:
             self._rest(name)
         return seconds
@@ -163,7 +162,7 @@ class Programs:
 
 
 def time_programs(policy: str, count: int, num_steps: int) -> tuple[list[float], tuple[int, int, int]]:
-    """Wall seconds of each of the later steps, and the programs' states at the end."""
+    """Processor seconds of each of the later steps, and the programs' states at the end."""
     programs = Programs(policy, count)
     for _ in range(num_steps):
         programs.step()

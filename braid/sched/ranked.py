@@ -60,6 +60,8 @@ class RankedBlocks:
         """None of them is empty."""
         self._homes: dict[int, tuple[Group, int]] = {}
         """Every other block's group, and its depth."""
+        self._latest = (Group(Program(None, 0.0)), 0)
+        """Where a block was settled last; nowhere at first."""
         self._queue: list[tuple[Place, int, Group]] = []
         """A heap of groups; entries with another place than the group's are dead."""
         self._num_queued = 0
@@ -80,7 +82,16 @@ class RankedBlocks:
     def add(self, block: int, key: bytes) -> None:
         self._keys[block] = key
         self._by_key[key] = block
-        self._settle(block, key)
+        # Chains are released from their ends: where the block behind this one has just been settled is a place for it,
+        # too, since anyone who has its key will do. That spares asking who has it.
+        group, depth = self._latest
+        depth -= 1
+        keys = group.program.keys
+        if 0 <= depth < len(keys) and keys[depth] == key and self._groups.get(group.program) is group:
+            group.blocks[depth] = block
+            self._homes[block] = self._latest = (group, depth)
+        else:
+            self._settle(block, key)
 
     def discard(self, block: int) -> None:
         key = self._keys.pop(block, None)
@@ -149,7 +160,7 @@ class RankedBlocks:
         group.blocks[depth] = block
         if depth > group.deepest:
             group.deepest = depth
-        self._homes[block] = (group, depth)
+        self._homes[block] = self._latest = (group, depth)
 
     def _leave(self, block: int) -> None:
         home = self._homes.pop(block, None)

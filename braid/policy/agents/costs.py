@@ -33,7 +33,8 @@ class Costs(Protocol):
 
 class CostPrior(NamedTuple):
     """What is assumed before anything was measured: seconds per step, per prompt token, per pair of a token and one
-    that it attends to, per decode; per transfer and per block of it. About an 8B model on a large GPU."""
+    that it attends to, per decode; per transfer and per block of it. About an 8B model on a large GPU; the first step
+    says how much slower or faster this machine is."""
 
     step_s: float = 5e-3
     token_s: float = 1e-4

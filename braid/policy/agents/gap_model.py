@@ -11,7 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import add, mul
 
 MIN_S, MAX_S = 0.01, 86_400.0
 BINS_PER_DECADE = 6
@@ -22,7 +23,7 @@ EDGES: tuple[float, ...] = (
 )
 """Bin i is [EDGES[i], EDGES[i + 1]); gaps above the last edge count into the last bin."""
 NUM_BINS = len(EDGES) - 1
-WIDTHS: tuple[float, ...] = tuple(high - low for low, high in pairwise(EDGES))
+HALF_WIDTHS: tuple[float, ...] = tuple((high - low) / 2 for low, high in pairwise(EDGES))
 NEVER = NUM_BINS
 """The bin behind the last: programs that did not come back."""
 HALF_LIFE = 256
@@ -173,13 +174,15 @@ def _keys(kind: str, tool: str | None, program: Hashable) -> list[tuple[str, Has
 class Gaps:
     """A law of gaps, and what it says of a program that has been idle for a while."""
 
-    __slots__ = ("_index", "_later")
+    __slots__ = ("_held", "_index", "_later")
 
     def __init__(self, shares: Shares) -> None:
-        later = [0.0] * NUM_BINS + [shares[NEVER]]
-        for i in reversed(range(NUM_BINS)):
-            later[i] = later[i + 1] + shares[i]
+        later = list(accumulate(reversed(shares)))
+        later.reverse()
         self._later = later
+        """By edge: the chance to come back after it, or never."""
+        self._held: list[float] = []
+        """By edge: the mean time held until it from the first on, reckoned when somebody asks for an index."""
         self._index: list[float | None] = [None] * NUM_BINS
 
     def returns_within(self, seconds: float, idle_s: float) -> float:
@@ -218,9 +221,9 @@ class Gaps:
 
     def _survival(self, seconds: float) -> float:
         place = bin_of(seconds)
-        before = self._later[place]
-        inside = (seconds - EDGES[place]) / WIDTHS[place]
-        return before + (self._later[place + 1] - before) * inside if inside < 1 else self._later[place + 1]
+        before, after = self._later[place], self._later[place + 1]
+        inside = (seconds - EDGES[place]) / (2 * HALF_WIDTHS[place])
+        return before + (after - before) * inside if inside < 1 else after
 
     def _best(self, place: int) -> float:
         """From the bin's middle, over holds to the ends of all later bins.
@@ -229,16 +232,17 @@ class Gaps:
         for the time held so far.
         """
         later = self._later
-        idle = (EDGES[place] + EDGES[place + 1]) / 2
-        still = before = self._survival(idle)
+        if not self._held:
+            areas = map(mul, map(add, later, later[1:]), HALF_WIDTHS)
+            self._held = list(accumulate(areas, initial=0.0))
+        still = (later[place] + later[place + 1]) / 2
+        before = self._held[place] + (later[place] + still) * HALF_WIDTHS[place] / 2
         all_that_comes = still - later[NUM_BINS]
-        best, held = 0.0, 0.0
-        widths = (EDGES[place + 1] - idle, *WIDTHS[place + 1 :])
-        for width, after in zip(widths, later[place + 1 :], strict=True):
-            held += (before + after) / 2 * width
+        best = 0.0
+        for after, held in zip(later[place + 1 :], self._held[place + 1 :], strict=True):
+            held -= before
             if still - after > best * held:
                 best = (still - after) / held
-            if all_that_comes <= best * held:
+            elif all_that_comes <= best * held:
                 break
-            before = after
         return best

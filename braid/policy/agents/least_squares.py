@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
+from operator import mul
 
 HALF_LIFE = 2000
 """Samples after which an old one counts half."""
@@ -19,6 +20,9 @@ SOLVE_EVERY = 32
 class LeastSquares:
     """y = sum of coefficient x feature.
 
+    The prior's proportions are believed longer than its size, which comes from the samples as soon as there is one:
+    machines differ by much more in how fast they are than in what they are fast at.
+
     Args:
         prior: the coefficients before there are samples; not negative.
         prior_weight: of the prior, in samples.
@@ -31,6 +35,8 @@ class LeastSquares:
         self._moments = [[0.0] * size for _ in range(size)]
         self._products = [0.0] * size
         self._total = 0.0
+        self._seen = self._foreseen = 0.0
+        """Sums of y, and of what the prior says of the same samples."""
         self._fade = 0.5 ** (1 / HALF_LIFE)
         self._spread = self._size = 0.0
         self._unsolved = 0
@@ -57,6 +63,8 @@ class LeastSquares:
         weight = self._weight_of(y, abs(y - self.predict(features)))
         fade = self._fade
         self._total = self._total * fade + weight
+        self._seen = self._seen * fade + weight * y
+        self._foreseen = self._foreseen * fade + weight * sum(map(mul, self._prior, features))
         for i, x in enumerate(features):
             row = self._moments[i]
             for j in range(i + 1):
@@ -92,6 +100,7 @@ class LeastSquares:
 
     def _solve_for(self, free: Sequence[int]) -> list[float]:
         """In units where each feature has mean square 1, so that the prior weighs all of them alike."""
+        size = self._seen / self._foreseen if self._foreseen > 0 else 1.0
         scales = [sqrt(self._moments[i][i] / self._total) or 1.0 for i in free]
         matrix = []
         for row, i in enumerate(free):
@@ -101,7 +110,7 @@ class LeastSquares:
             ]
             line[row] += self._weight
             matrix.append(
-                [*line, self._products[i] / scales[row] + self._weight * self._prior[i] * scales[row]]
+                [*line, self._products[i] / scales[row] + self._weight * size * self._prior[i] * scales[row]]
             )
         return [value / scale for value, scale in zip(_eliminate(matrix), scales, strict=True)]
 

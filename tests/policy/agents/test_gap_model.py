@@ -102,3 +102,30 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(1000):
         model.add(1.0, "tool", f"tool-{number}", f"program-{number}")
     assert len(model._levels) == 10
+
+
+def plain_index(shares: list[float], idle_s: float) -> float:
+    """The definition, bin by bin: from the middle of the bin, over holds to the ends of all later ones."""
+    later = [sum(shares[place:]) for place in range(NUM_BINS + 1)]
+    place = bin_of(idle_s)
+    idle = (EDGES[place] + EDGES[place + 1]) / 2
+    still = before = (later[place] + later[place + 1]) / 2
+    best, held, start = 0.0, 0.0, idle
+    for end, after in zip(EDGES[place + 1 :], later[place + 1 :], strict=True):
+        held += (before + after) / 2 * (end - start)
+        best = max(best, (still - after) / held)
+        before, start = after, end
+    return best
+
+
+@given(
+    st.lists(st.integers(0, 1000), min_size=NUM_BINS + 1, max_size=NUM_BINS + 1).filter(any),
+    st.floats(0.001, 100),
+    st.lists(st.floats(0, 1e6), max_size=8),
+)
+def test_the_index_is_that_of_the_definition(counts: list[int], weight: float, idle: list[float]) -> None:
+    total = sum(counts) + weight
+    shares = [(count + weight * share) / total for count, share in zip(counts, PRIOR, strict=True)]
+    gaps = Gaps(shares)
+    for idle_s in (*idle, 0.0, 1.0, 1e5):
+        assert gaps.index(idle_s) == pytest.approx(plain_index(shares, idle_s), rel=1e-9)

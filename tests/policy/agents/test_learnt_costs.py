@@ -50,6 +50,14 @@ def test_the_law_of_steps_is_found() -> None:
         assert costs.prefill_s(count, start) == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("factor", [0.01, 1.0, 20.0, 1000.0])
+def test_the_first_steps_tell_how_fast_the_machine_is(factor: float) -> None:
+    """The prior is of a large GPU; this is one with other proportions, and so many times as slow."""
+    expected = factor * true_s(1000, attended_pairs(1000, 0), 0)
+    assert taught(1, factor).prefill_s(1000) == pytest.approx(expected, rel=0.5)
+    assert taught(8, factor).prefill_s(1000) == pytest.approx(expected, rel=0.25)
+
+
 def test_outliers_hardly_count() -> None:
     costs = taught(600)
     before = costs.prefill_s(512)
