@@ -49,9 +49,13 @@ class Entry:
     """Tokens that had KV when it was preempted last."""
     num_host_blocks: int = 0
     num_disk_blocks: int = 0
-    """Blocks at the front of its prompt that were copied up for it from a tier below."""
+    """Blocks of its prompt that were copied up for it from a tier below, since it began to wait."""
+    first_loaded: int = 0
+    """How many blocks are before these."""
     has_loaded: bool = False
-    """Whether blocks were copied up for it since it began to wait: once is enough."""
+    """Whether blocks were copied up when it could start, since it began to wait: once is enough."""
+    prefetch_room: int | None = 1
+    """With so many empty blocks it is worth a look whether any could come up before it can start; None: no more."""
     answer: PromptAnswer | None = None
     """What is wanted of the prompt itself, until it has been handed out; while it is there, no prefix is shared in."""
 
@@ -62,6 +66,18 @@ class Entry:
     def num_usable(self, block_size: int) -> int:
         """Blocks of a prefix that it may share in: never that of its last token, which must be computed."""
         return (len(self.request.token_ids) - 1) // block_size
+
+    def count_loaded(self, first: int, num_host: int, num_disk: int) -> None:
+        """So many blocks have come up, behind the ``first``."""
+        so_far = self.num_host_blocks + self.num_disk_blocks
+        self.first_loaded = min(self.first_loaded, first) if so_far else first
+        self.num_host_blocks += num_host
+        self.num_disk_blocks += num_disk
+
+    def forget_loads(self) -> None:
+        """It begins to wait anew."""
+        self.has_loaded, self.prefetch_room = False, 1
+        self.num_host_blocks = self.num_disk_blocks = self.first_loaded = 0
 
     def sample_spec(self) -> SampleSpec:
         """How to choose the next token; rebuilt only when what is banned changes."""

@@ -32,7 +32,9 @@ MAX_LEASE = 3600.0
 IDLE_LIMIT = 3600.0
 """Seconds without a turn after which a program is over."""
 KEYS_PER_BLOCK = 4
-"""The table may know so many keys for each block of the pool; more could not be cached anyway."""
+KEYS_PER_LOWER_BLOCK = 2
+"""The table may know so many keys for each block of the pool, and of the tier below; more could not be kept anyway,
+even where programs share what they have."""
 
 _FINISHES: dict[FinishReason | None, Finish] = {
     FinishReason.LENGTH: Finish.LENGTH,
@@ -303,8 +305,10 @@ class Retention:
         cached = match_prefix(self._pool, keys, len(keys))
         if len(cached) == len(keys):
             return Outcome(wish, Applied.APPLIED)
+        if self._transfers.loading(keys[len(cached)]) is not None:
+            return Outcome(wish, Applied.DEFERRED)
         count = min(self._transfers.reach(keys, len(cached), len(keys)), self._pool.num_empty)
-        if not count or self._transfers.loading(keys[len(cached)]) is not None:
+        if not count:
             return Outcome(wish, Applied.IGNORED, "pressure")
         self._pool.hold(cached)
         self._transfers.begin(keys, cached, count)

@@ -46,7 +46,7 @@ from braid.sched.prompt_answer import answer_for
 from braid.sched.queue import WaitingQueue, by_order
 from braid.sched.ranked import RankedBlocks
 from braid.sched.ranks import Ranks
-from braid.sched.retention import KEYS_PER_BLOCK, Retention
+from braid.sched.retention import KEYS_PER_BLOCK, KEYS_PER_LOWER_BLOCK, Retention
 from braid.sched.tally import Tally
 from braid.sched.tiers import LowerTier
 from braid.sched.transfers import Transfers
@@ -129,14 +129,14 @@ class Scheduler:
         self._order, self._gate, self._victim = agents.order, agents.gate, agents.victim
         self._partition = policies.partition
         self._admission = policies.admission_for(config)
-        programs = ProgramTable(KEYS_PER_BLOCK * config.num_blocks)
+        num_lower = config.num_lower_blocks
+        programs = ProgramTable(KEYS_PER_BLOCK * config.num_blocks + KEYS_PER_LOWER_BLOCK * num_lower)
         is_ranked, is_gated = agents.retention.is_ranked, not agents.gate.is_open
         ranks = Ranks(agents.retention, programs) if is_ranked or is_gated else None
         self._idle = RankedBlocks(programs, ranks) if ranks is not None and is_ranked else None
         self._pool = BlockPool(config.num_blocks, self._idle)
         self._sets: WorkingSets | None = None
         if ranks is not None and is_gated:
-            num_lower = config.num_lower_blocks
             self._sets = WorkingSets(self._pool, programs, ranks, config.block_size, num_lower)
         faults = faults or Faults()
         self._allocate_first = faults.around("blocks", self._pool.allocate, "start")
@@ -387,7 +387,7 @@ class Scheduler:
         victim.status = Status.PREEMPTED
         victim.num_computed_tokens = 0
         victim.num_preemptions += 1
-        entry.has_loaded, entry.num_host_blocks, entry.num_disk_blocks = False, 0, 0
+        entry.forget_loads()
         self._num_preemptions += 1
         self._waiting.add(entry)
         return victim.request_id
@@ -489,15 +489,16 @@ class Scheduler:
 
     def _prefetch(self, transfers: Transfers) -> None:
         """Have blocks of those who are next copied up, though they cannot start yet, if that is in nobody's way."""
-        if not self._waiting or transfers.is_loading or not self._pool.num_empty:
+        room = self._pool.num_empty
+        if not room or not self._waiting or transfers.is_loading:
             return
         for entry in self._waiting.heads():
-            if entry.has_loaded or entry.answer is not None:
+            if entry.prefetch_room is None or entry.prefetch_room > room or entry.answer is not None:
                 continue
             cached = self._match(entry)
             count = transfers.reach(entry.keys, len(cached), entry.num_usable(self.config.block_size))
-            if 0 < count <= self._pool.num_empty:
-                entry.has_loaded = True
+            entry.prefetch_room = count if count > room else None
+            if 0 < count <= room:
                 self._pool.hold(cached)
                 transfers.begin(entry.keys, cached, count, entry)
                 return

@@ -67,5 +67,8 @@ class Tally:
         )
 
     def _reloaded(self, entry: Entry, num_found: int) -> tuple[int, int]:
-        host = min(entry.num_host_blocks, num_found)
-        return host, min(entry.num_disk_blocks, num_found - host)
+        """Of what was copied up, what is still there."""
+        end = min(num_found, entry.first_loaded + entry.num_host_blocks + entry.num_disk_blocks)
+        left = max(0, end - entry.first_loaded)
+        host = min(entry.num_host_blocks, left)
+        return host, left - host

@@ -70,8 +70,7 @@ class LowerTier:
             self.num_failed += 1
 
     def acquire(self, key: bytes) -> int:
-        """It is being read from now on, from this slot."""
-        self._ready.move_to_end(key)
+        """It is being read from now on, from this slot; its place in line is that of its chain, see ``touch``."""
         self._reading[key] = self._reading.get(key, 0) + 1
         return self._ready[key]
 

@@ -31,6 +31,10 @@ STORE_BATCH = 32
 """Blocks of one step: a load waits for no more than the store that is under way."""
 POOL_SHARE = 16
 """A store locks at most one part in so many of the device's blocks."""
+PROBE_EVERY = 64
+PROBE_BLOCKS = 8
+"""Of the loads that seem to take too long, one in so many is tried all the same, so many blocks of it: what was slow
+once need not be so for ever, and only loads can tell."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,13 +43,15 @@ class Load:
 
     Args:
         entry: the request that it is for, if any.
-        held: the blocks of the chain that are there before these; nobody may evict them now.
+        first: how many blocks of the chain are before these.
+        held: these blocks, while nobody may evict them.
         blocks: one for every key; the first ``num_done`` have their content.
         waiters: requests that are aside until it is over.
     """
 
     keys: Sequence[bytes]
     entry: Entry | None
+    first: int
     held: list[int]
     blocks: list[int]
     waiters: list[Entry] = field(default_factory=list)
@@ -112,6 +118,8 @@ class Writer:
 
     def _take(self, store: Store, moves: list[Move], limit: int) -> bool:
         """Append one store's moves; False if the tier has no slot now."""
+        if not store.num_seen:
+            self.tier.touch(store.keys)  # what it has of the chain is not to make room for the rest
         while store.num_seen < len(store.keys) and len(moves) < limit:
             key = store.keys[store.num_seen]
             if key not in self.tier:
@@ -153,7 +161,7 @@ class Transfers:
         self._loads: list[Load] = []
         self._flight: tuple[StepPlan, Load | None] | None = None
         self._flight_ends = inf
-        self._num_steps = 0
+        self._num_steps = self._num_unpaid = 0
         self._store_batch = min(STORE_BATCH, max(1, pool.num_blocks // POOL_SHARE))
 
     # -- what programs leave -------------------------------------------------------------------------------
@@ -189,14 +197,20 @@ class Transfers:
         count = 0
         while first + count < end and self._locate(keys[first + count]) is not None:
             count += 1
-        return count if count and self._pays(count, first) else 0
+        if not count or self._pays(count, first):
+            return count
+        self._num_unpaid += 1
+        return 0 if self._num_unpaid % PROBE_EVERY else min(count, PROBE_BLOCKS)
 
     def begin(
         self, keys: Sequence[bytes], cached: Sequence[int], count: int, entry: Entry | None = None
     ) -> Load:
         """Load ``count`` blocks of a chain on top of ``cached``, which are held already; so many must be free."""
-        wanted = list(keys[len(cached) : len(cached) + count])
-        load = Load(wanted, entry, list(cached), self._pool.allocate(count))
+        first = len(cached)
+        for tier in self.tiers.values():
+            tier.touch(tuple(keys[: first + count]))
+        wanted = keys[first : first + count]
+        load = Load(wanted, entry, first, list(cached), self._pool.allocate(count))
         self._loads.append(load)
         return load
 
@@ -357,8 +371,7 @@ class Transfers:
                 load.num_done += 1
                 origins[move.tier] += 1
         if load.entry is not None:
-            load.entry.num_host_blocks += origins["host"]
-            load.entry.num_disk_blocks += origins["disk"]
+            load.entry.count_loaded(load.first, origins["host"], origins["disk"])
         if load.is_over or not is_good or load.num_done == len(load.keys):
             self._end(load)
 

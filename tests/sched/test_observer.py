@@ -170,6 +170,19 @@ def test_reloads_are_no_device_hits(new_request: Any) -> None:
     }
 
 
+def test_what_came_up_and_went_again_is_no_reload(new_request: Any) -> None:
+    entry = Entry(new_request("r", 30), Program(None, 0.0), 0, b"", reusable=6)
+    entry.count_loaded(2, 1, 2)
+    found = {2: (8, 0, 0), 3: (8, 4, 0), 4: (8, 4, 4), 6: (12, 4, 8)}
+    for num_found, expected in found.items():
+        assert Tally(4).started(entry, num_found)[:3] == expected
+    entry.count_loaded(3, 0, 2)
+    assert entry.first_loaded == 2, "it came up in two parts"
+    assert Tally(4).started(entry, 6)[:3] == (8, 4, 12)
+    entry.forget_loads()
+    assert Tally(4).started(entry, 6)[:3] == (24, 0, 0)
+
+
 def test_several_observers_are_one() -> None:
     one, two = Listener(), Listener()
     both = Observers(one, two)

@@ -17,6 +17,7 @@ from braid.policy.agents.policy import Fate, Keep
 from braid.sched.config import MIXED, TIER, TIER_STALL_S, Policies
 from braid.sched.loop import Loop
 from braid.sched.scheduler import Scheduler
+from braid.sched.transfers import PROBE_BLOCKS, PROBE_EVERY
 from braid.sim.executor import FixedTime, SimExecutor, TierTime
 
 
@@ -471,3 +472,92 @@ def finish_all(crank: Any, copier: Copier, flights: dict[str, StepPlan | None]) 
         if flights[MIXED] is None and flights[TIER] is None:
             break
     assert not crank.scheduler.has_unfinished, f"stalled:\n{crank.scheduler.dump()}"
+
+
+def has_all(crank: Any, program: str, count: int) -> list[bool]:
+    known = {info.id.program: info for info in crank.scheduler._retention.programs.of("o")}
+    return [crank.scheduler._transfers.has(key) for key in known[program].keys[:count]]
+
+
+def test_a_chain_that_grows_pushes_others_out_and_not_its_own_end(make_crank) -> None:
+    crank = make_crank(max_model_len=64, num_disk_blocks=10)
+    copier = Copier(crank)
+    for program, prompt in (("p", range(29)), ("q", range(50, 63)), ("p", range(37))):
+        turn(crank, program, prompt)
+        copier.drain()
+    assert has_all(crank, "p", 9) == [True] * 9
+    assert has_all(crank, "q", 3) == [True, False, False]
+
+
+def test_of_a_chain_that_came_up_the_end_goes_first_from_the_tier(make_crank) -> None:
+    crank = make_crank(max_model_len=64, num_disk_blocks=4)
+    copier = Copier(crank)
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    crank.add("anybody", range(14), max_tokens=1)
+    crank.plan()
+    copier.drain()
+    assert copier.loaded == 3
+    crank.run()
+    turn(crank, "q", range(50, 59))
+    copier.drain()
+    assert has_all(crank, "q", 2) == [True, True]
+    assert has_all(crank, "p", 3) == [True, True, False]
+
+
+def test_what_is_not_worth_its_time_is_tried_now_and_then(make_crank) -> None:
+    """Else one slow read would be believed for ever."""
+    prior = CostPrior(step_s=0, token_s=1e-6, pair_s=0, decode_s=0, transfer_s=1e6)
+    crank = make_crank(
+        Policies(costs=LearntCosts(prior, has_lower=True)), max_model_len=64, num_disk_blocks=32
+    )
+    copier = Copier(crank)
+    turn(crank, "p", range(61))
+    copier.drain()
+    (program,) = crank.scheduler._retention.programs.of("o")
+    transfers = crank.scheduler._transfers
+    counts = [transfers.reach(program.keys, 0, 15) for _ in range(3 * PROBE_EVERY)]
+    assert counts == ([0] * (PROBE_EVERY - 1) + [PROBE_BLOCKS]) * 3
+
+
+def test_what_came_up_too_early_and_went_again_comes_up_once_more(make_crank) -> None:
+    crank = make_crank(max_model_len=64, max_num_seqs=1, num_disk_blocks=32)
+    copier = Copier(crank)
+    turn(crank, "p", range(13))
+    copier.drain()
+    crank.add("bad", 63, max_tokens=1)
+    for _ in range(3):
+        crank.step()
+    crank.step(errors={"bad": "injected"})
+    assert crank.scheduler._pool.num_empty == 16
+    crank.add("long", 3, max_tokens=61, ignore_eos=True)
+    crank.step()
+    crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    copier.drain()
+    assert copier.loaded == 3, "there was room, though no seat"
+    while crank.scheduler.stats().num_running:
+        crank.step()
+    assert crank.plan() is None
+    copier.drain()
+    assert copier.loaded == 6
+    assert crank.step() == [("again", 12, 2)]
+
+
+def test_a_prefetch_that_is_under_way_is_said_to_be(make_crank) -> None:
+    crank = make_crank(max_model_len=64, num_disk_blocks=32)
+    copier = Copier(crank)
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    assert [prefetch(crank) for _ in range(2)] == [Outcome("prefetch", Applied.DEFERRED)] * 2
+    copier.drain()
+    assert copier.loaded == 1
+
+
+def test_programs_whose_blocks_live_below_are_known(make_crank) -> None:
+    for num_disk_blocks, num_known in ((0, 7), (100, 10)):
+        crank = make_crank(num_disk_blocks=num_disk_blocks)
+        for index in range(10):
+            turn(crank, str(index), range(100 * index, 100 * index + 37))
+        assert len(crank.scheduler.programs("o", 99, crank.now)) == num_known
