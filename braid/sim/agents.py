@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any
 
@@ -17,6 +17,7 @@ from braid.policy.agents.policy import AgentPolicy
 from braid.policy.agents.program import Program
 from braid.sched.config import Policies, SchedulerConfig
 from braid.sched.observer import Observer, Observers
+from braid.sim.clients import Clients
 from braid.sim.executor import StepTime, TierTime
 from braid.sim.grain import Grained
 from braid.sim.ledger import Ledger
@@ -38,7 +39,7 @@ class AgentSetup:
         max_model_len: of one request.
         max_num_seqs, max_num_batched_tokens: of one step.
         grain: steps that are simulated as one, see ``braid.sim.grain``.
-        say_final: whether clients say that no turn follows.
+        clients: what they say of their programs.
 
     Raises:
         InvalidParameterError: the grain does not divide the block size, or a tier has tokens and no times.
@@ -58,7 +59,7 @@ class AgentSetup:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     grain: int = 1
-    say_final: bool = False
+    clients: Clients = field(default_factory=Clients)
     settings: AgentSettings = field(default_factory=AgentSettings)
 
     def __post_init__(self) -> None:
@@ -162,7 +163,7 @@ def run_starts(
     Raises:
         InvalidParameterError: there is no such policy.
     """
-    arrivals, places = arrivals_of(starts, grain=setup.grain, say_final=setup.say_final)
+    arrivals, places = arrivals_of(starts, grain=setup.grain, clients=setup.clients, seed=seed)
     costs = setup.costs()
     agents = _policy(policy, setup.settings, costs, Future(arrivals))
     ledger = Ledger(setup.block_size // setup.grain)
@@ -242,7 +243,8 @@ def _run(
 
 def plain_setup(setup: AgentSetup) -> dict[str, Any]:
     """A setup as plain data, for results; the cost only in words."""
-    names = [name for name in AgentSetup.__slots__ if name not in ("cost", "settings", "tiers")]
+    names = [name for name in AgentSetup.__slots__ if name not in ("cost", "settings", "clients", "tiers")]
     tiers = None if setup.tiers is None else setup.tiers._asdict()
     settings = {name: getattr(setup.settings, name) for name in AgentSettings.__slots__}
-    return {name: getattr(setup, name) for name in names} | {"agent_settings": settings, "tiers": tiers}
+    more = {"agent_settings": settings, "clients": asdict(setup.clients), "tiers": tiers}
+    return {name: getattr(setup, name) for name in names} | more

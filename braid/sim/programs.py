@@ -9,10 +9,14 @@ from random import Random
 from typing import NamedTuple
 
 from braid.core.errors import InvalidParameterError
-from braid.core.program import ProgramRef
+from braid.core.program import ProgramRef, RetainIntent
 from braid.policy.agents.program import Finish
+from braid.sim.clients import Clients
 from braid.sim.grain import units
 from braid.sim.run import Arrival
+
+
+PLAIN = Clients()
 
 
 class Text(NamedTuple):
@@ -97,19 +101,23 @@ class Place(NamedTuple):
     turn: int
 
 
-def arrivals_of(starts: Sequence[Start], *, grain: int, say_final: bool) -> tuple[list[Arrival], list[Place]]:
+def arrivals_of(
+    starts: Sequence[Start], *, grain: int, clients: Clients = PLAIN, seed: int = 0
+) -> tuple[list[Arrival], list[Place]]:
     """The turns of all families, in units of ``grain`` tokens, and where each comes from.
 
     Args:
-        say_final: whether clients say that no turn follows a program's last one.
+        clients: what they say of their programs.
+        seed: of what they say by chance.
     """
+    chance = Random(f"clients {seed}")
     arrivals: list[Arrival] = []
     places: list[Place] = []
     offset = 0
     for number, start in enumerate(starts):
         first = len(arrivals)
-        refs = _refs(number, start.family, say_final)
-        for place, (turn, ref) in enumerate(zip(start.family.turns, refs, strict=True)):
+        says = list(_says(number, start.family, clients, chance))
+        for place, (turn, (ref, intent)) in enumerate(zip(start.family.turns, says, strict=True)):
             head = turn.prompt.num_tokens
             arrivals.append(
                 Arrival(
@@ -120,6 +128,7 @@ def arrivals_of(starts: Sequence[Start], *, grain: int, say_final: bool) -> tupl
                     delay=turn.delay_s,
                     reply=partial(_tokens, turn.reply, head, grain, offset),
                     program=ref,
+                    intent=intent,
                     ending=(turn.finish, turn.tool),
                 )
             )
@@ -128,16 +137,35 @@ def arrivals_of(starts: Sequence[Start], *, grain: int, say_final: bool) -> tupl
     return arrivals, places
 
 
-def _refs(number: int, family: Family, say_final: bool) -> Iterator[ProgramRef]:
-    last = {turn.member: place for place, turn in enumerate(family.turns)}
-    for place, turn in enumerate(family.turns):
+def _says(
+    number: int, family: Family, clients: Clients, chance: Random
+) -> Iterator[tuple[ProgramRef | None, RetainIntent | None]]:
+    """Of every turn, whose it is and when the next one is to come, as far as its client says."""
+    if chance.random() < clients.anonymous:
+        yield from [(None, None)] * len(family.turns)
+        return
+    for turn, gap in zip(family.turns, _gaps(family), strict=True):
         parent = family.parents[turn.member]
-        yield ProgramRef(
+        ref = ProgramRef(
             owner="",
             program=f"{number}.{turn.member}",
             parent=None if parent < 0 else f"{number}.{parent}",
-            final=say_final and last[turn.member] == place,
+            final=clients.say_final and gap is None,
         )
+        intent = None if clients.hints is None or gap is None else clients.hints.said(gap, chance)
+        yield ref, intent
+
+
+def _gaps(family: Family) -> list[float | None]:
+    """What passes after every turn before its member's next one; None after the last."""
+    gaps: list[float | None] = [None] * len(family.turns)
+    latest: dict[int, int] = {}
+    for place, turn in enumerate(family.turns):
+        before = latest.get(turn.member)
+        if before is not None:
+            gaps[before] = turn.delay_s
+        latest[turn.member] = place
+    return gaps
 
 
 def _tokens(text: Text, begin: int, grain: int, offset: int) -> list[int]:

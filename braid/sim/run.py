@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from braid.core.errors import BraidError
 from braid.core.metrics import RequestTimes
-from braid.core.program import ProgramRef
+from braid.core.program import ProgramRef, RetainIntent
 from braid.core.request import Delta, Request
 from braid.core.sampling import SamplingParams
 from braid.core.step import SampleSpec
@@ -40,6 +40,7 @@ class Arrival(NamedTuple):
             One that was refused has ended, too.
         ending: how its answer ends and which tool it calls: its last token is an end token, and the rest is told to the
             scheduler as whoever reads the answer would. Without it an answer ends by its length.
+        intent: what its client wishes for the time after it.
     """
 
     time: float
@@ -51,6 +52,7 @@ class Arrival(NamedTuple):
     reply: Sequence[int] | Callable[[], Sequence[int]] = ()
     program: ProgramRef | None = None
     ending: tuple[Finish, str | None] | None = None
+    intent: RetainIntent | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,4 +212,5 @@ def _request(index: int, arrival: Arrival, now: float) -> Request:
         seed=index,
         priority=arrival.priority,
         program=arrival.program,
+        intent=arrival.intent,
     )

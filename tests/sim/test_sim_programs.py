@@ -7,6 +7,7 @@ import pytest
 
 from braid.core.errors import InvalidParameterError
 from braid.policy.agents.program import Finish
+from braid.sim.clients import Clients, Hints
 from braid.sim.programs import Family, Text, Turn, arrivals_of, draw_starts
 
 
@@ -61,9 +62,7 @@ def test_no_families_is_an_error() -> None:
 def test_a_prompt_begins_with_the_earlier_prompt_and_answer_in_any_grain(grain: int) -> None:
     first = turn(reply=Text((1,), (10,)))
     second = turn(after=(0,), prompt=Text((0, 1, 2), (100, 10, 33)), delay_s=5.0)
-    arrivals, _ = arrivals_of(
-        draw_starts([family("f", first, second)], 2, 1.0, 0), grain=grain, say_final=False
-    )
+    arrivals, _ = arrivals_of(draw_starts([family("f", first, second)], 2, 1.0, 0), grain=grain)
     prompts = [arrival.prompt() for arrival in arrivals]  # type: ignore[operator]
     replies = [arrival.reply() for arrival in arrivals]  # type: ignore[operator]
     told = [*prompts[0], *replies[0]]
@@ -77,7 +76,7 @@ def test_a_prompt_begins_with_the_earlier_prompt_and_answer_in_any_grain(grain: 
 def test_members_are_programs_with_parents_and_say_their_last_turn_if_asked() -> None:
     turns = (turn(), turn(1, (0,)), turn(0, (1,), finish=Finish.TEXT, tool=None))
     starts = draw_starts([family("f", *turns, parents=(-1, 0))], 1, 1.0, 0)
-    arrivals, places = arrivals_of(starts, grain=1, say_final=True)
+    arrivals, places = arrivals_of(starts, grain=1, clients=Clients(say_final=True))
     refs = [arrival.program for arrival in arrivals]
     assert all(ref is not None for ref in refs)
     assert [(r.program, r.parent, r.final) for r in refs if r is not None] == [
@@ -95,6 +94,47 @@ def test_members_are_programs_with_parents_and_say_their_last_turn_if_asked() ->
 
 def test_tiny_texts_have_one_unit_at_least() -> None:
     small = turn(prompt=Text((3,), (2,)), num_output=1, reply=Text((4,), (1,)))
-    (arrival,), _ = arrivals_of(draw_starts([family("f", small)], 1, 1.0, 0), grain=8, say_final=False)
+    (arrival,), _ = arrivals_of(draw_starts([family("f", small)], 1, 1.0, 0), grain=8)
     assert arrival.prompt() == [3]  # type: ignore[operator]
     assert arrival.num_output_tokens == 1
+
+
+def said(hints: Hints, seed: int = 0) -> list[float | None]:
+    parts = [turn(), turn(after=(0,), delay_s=4.0), turn(after=(1,), delay_s=50.0)]
+    starts = draw_starts([family("f", *parts)], 1, 1.0, 0)
+    arrivals, _ = arrivals_of(starts, grain=1, clients=Clients(hints=hints), seed=seed)
+    return [None if arrival.intent is None else arrival.intent.return_s for arrival in arrivals]
+
+
+def test_honest_clients_say_the_gap_that_follows_and_nothing_at_the_end() -> None:
+    assert said(Hints()) == [4.0, 50.0, None]
+
+
+def test_clients_may_be_off_by_a_factor_or_call_the_longest_gap_the_shortest() -> None:
+    assert said(Hints(factor=10.0)) == [40.0, 500.0, None]
+    assert said(Hints(pivot_s=10.0)) == [25.0, 2.0, None]
+
+
+def test_noise_of_hints_goes_by_the_seed() -> None:
+    noisy = Hints(noise=1.0)
+    assert said(noisy, 1) == said(noisy, 1) != said(noisy, 2)
+
+
+def test_anonymous_families_name_no_program() -> None:
+    starts = draw_starts(FAMILIES, 400, 1.0, 0)
+    arrivals, _ = arrivals_of(starts, grain=1, clients=Clients(anonymous=0.25))
+    assert 60 < sum(arrival.program is None for arrival in arrivals) < 140
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"factor": 0.0}, {"noise": -1.0}, {"pivot_s": -1.0}], ids=lambda wrong: next(iter(wrong))
+)
+def test_hints_that_cannot_be(wrong: dict[str, float]) -> None:
+    with pytest.raises(InvalidParameterError, match=next(iter(wrong))):
+        Hints(**wrong)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_shares_that_cannot_be(share: float) -> None:
+    with pytest.raises(InvalidParameterError, match="anonymous must be between 0 and 1"):
+        Clients(anonymous=share)

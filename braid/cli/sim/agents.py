@@ -182,6 +182,7 @@ class EngineFlags:
             InvalidParameterError, CapacityError: naming the value that cannot be.
         """
         from braid.sim.agents import AgentSetup
+        from braid.sim.clients import Clients
 
         kv_tokens = platform.kv_tokens if self.kv_tokens is None else self.kv_tokens
         return AgentSetup(
@@ -198,7 +199,7 @@ class EngineFlags:
             max_num_seqs=self.max_num_seqs or platform.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens or platform.max_num_batched_tokens,
             grain=self.grain,
-            say_final=flags.say_final,
+            clients=Clients(say_final=flags.say_final),
             settings=self.agent_settings(),
         )
 
