@@ -103,14 +103,14 @@ def _rejected(scrape: Scrape) -> int:
 
 def _blocks(history: History, width: int) -> Panel:
     now = history.now
-    total, free = now.value("kv_blocks"), now.value("kv_blocks_free")
-    leased = min(now.value("kv_blocks_leased"), total)
-    cached = min(now.value("kv_blocks_cached"), free)
+    total, free = now.value("kv_blocks"), now.value("kv_blocks_free")  # what only leases hold is free, too
+    leased = min(now.value("kv_blocks_leased"), free)
+    cached = max(0.0, min(now.value("kv_blocks_cached"), free) - leased)
     parts = {
-        "used": Part(max(0.0, total - free - leased), "cyan"),
+        "used": Part(max(0.0, total - free), "cyan"),
         "leased": Part(leased, "magenta"),
         "cached": Part(cached, "blue"),
-        "free": Part(free - cached, "grey37"),
+        "free": Part(free - leased - cached, "grey37"),
     }
     asked, hits = history.added("prefix_cache_queries_total"), history.added("prefix_cache_hits_total")
     label = "prefix hits"

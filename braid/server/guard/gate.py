@@ -21,6 +21,7 @@ from braid.server.guard.hosts import HostCheck
 from braid.server.guard.keys import KeyRing
 from braid.server.guard.quota import Quotas, Ticket
 from braid.server.lifecycle import RECORD, Lifecycle, RequestRecord, is_cancelled, shutting_down
+from braid.server.observe.access import POLLED
 from braid.server.observe.metrics import ServerMetrics
 from braid.server.observe.observer import Observer
 
@@ -125,7 +126,7 @@ class Gate:
         answer = as_http_error(error)
         if not isinstance(error, BraidError):
             logger.error("request %s failed", record.request_id, exc_info=error)
-        if answer.status in (429, 503):
+        if answer.status in (429, 503) and scope["path"] not in POLLED:
             self._metrics.rejected(answer.code or "overloaded")
         if record.status == 0:
             response = error_response(answer, scope["path"], record.request_id)

@@ -29,6 +29,8 @@ BRAID, DIALECT = 0, 1
 _VERBS = {"offload": "demote", "demote": "demote", "prefetch": "prefetch", "evict": "evict"}
 _BLOCK_KEYS = ("cache_control", "prompt_cache_breakpoint")
 _MAX_VERBS = 64
+_LIFETIMES = ("min_s", "max_s")
+"""Who keeps the strictest of these keeps the others, too."""
 
 
 class Field(NamedTuple):
@@ -270,8 +272,11 @@ def _merge(
     for name in dict.fromkeys(wish.sets for wish in wishes):
         rivals = [wish for wish in wishes if wish.sets == name]
         best = min(wish.level for wish in rivals)
-        reasons |= {wish: "superseded" for wish in rivals if wish.level != best}
-        values[name] = _choose(name, [wish.value for wish in rivals if wish.level == best])
+        chosen = values[name] = _choose(name, [wish.value for wish in rivals if wish.level == best])
+        for wish in rivals:
+            is_kept = wish.level == best and (name in _LIFETIMES or wish.value == chosen)
+            if not is_kept:
+                reasons[wish] = "superseded"
     for name in ("min_s", "lease_s"):
         if values.get(name, 0.0) > max_ttl:
             values[name], clipped[name] = max_ttl, "quota"

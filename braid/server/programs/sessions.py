@@ -144,9 +144,14 @@ class SessionRoutes:
             "lease_seconds": _lease(state, info, now),
             "finish": None if info is None or not info.num_turns else info.finish,
             "tool": None if info is None else info.tool,
-            "expected_return_seconds": _rounded(None if info is None else info.return_s),
+            "expected_return_seconds": self._expected(info),
             "kv": None if info is None else _where(info),
         }
+
+    def _expected(self, info: ProgramInfo | None) -> float | None:
+        """None also where it would come back to a server that has forgotten it."""
+        seconds = None if info is None else info.return_s
+        return None if seconds is None or seconds > self._config.program_idle_seconds else _rounded(seconds)
 
 
 def _state(state: ProgramState, info: ProgramInfo | None) -> str:

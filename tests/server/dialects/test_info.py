@@ -149,6 +149,12 @@ async def test_every_alias_is_exposed(client: httpx.AsyncClient, engine: Any) ->
     assert 'vllm:admission_rejections_total{engine="0",model_name="tiny",reason="overloaded"} 1.0' in text
 
 
+async def test_a_probe_is_not_turned_away(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.ready = False
+    assert (await client.get("/ready")).status_code == 503
+    assert "braid_admission_rejections_total{" not in (await client.get("/metrics")).text
+
+
 async def test_metrics_while_the_engine_is_down(client: httpx.AsyncClient, engine: Any) -> None:
     engine.ready = False
     samples = await scrape(client)

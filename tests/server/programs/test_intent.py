@@ -171,7 +171,7 @@ EVERY_ROW: list[tuple[str, dict[str, Any], dict[str, tuple[Applied, str | None]]
     (
         "continuum",
         {"this_func_call": "f", "last_func_call": "g"},
-        {"this_func_call": LATER, "last_func_call": LATER},
+        {"this_func_call": LATER, "last_func_call": (Applied.IGNORED, "superseded")},
     ),
     (
         "braid",
@@ -313,6 +313,17 @@ class TestMerging:
         assert reasons["nvext.agent_hints.priority"] == "superseded"
         assert reasons["agent_hints.expected_tool_duration_s"] == "superseded"
         assert reasons["agent_hints.priority"] == "unsupported"
+
+    def test_of_two_tools_one_is_told_that_it_does_not_count(self) -> None:
+        body = {"this_func_call": "ls", "last_func_call": "cat", "vllm_xargs": {"this_func_call": "ls"}}
+        wishes = read_wishes(body, max_ttl=HOUR)
+        assert wishes.intent is not None
+        assert wishes.intent.tool == "ls"
+        assert {outcome.wish: (outcome.applied, outcome.reason) for outcome in wishes.outcomes} == {
+            "this_func_call": LATER,
+            "last_func_call": (Applied.IGNORED, "superseded"),
+            "vllm_xargs.this_func_call": LATER,
+        }
 
     def test_the_longest_least_and_the_shortest_most(self) -> None:
         body = {

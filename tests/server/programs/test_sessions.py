@@ -92,6 +92,8 @@ class TestNamed:
         assert (shown["expected_return_seconds"], shown["lease_seconds"]) == (2.0, 12.5)
         assert other["kv"] is None
         assert (shown["state"], other["state"]) == ("tool", "idle")
+        engine.listed[0] = engine.listed[0]._replace(return_s=3601.0)  # it is forgotten after an hour
+        assert (await listed(client))[0]["expected_return_seconds"] is None
 
     async def test_without_an_engine_they_are_still_listed(
         self, client: httpx.AsyncClient, engine: Any
