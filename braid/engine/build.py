@@ -97,6 +97,7 @@ def build_engine(
     info = _describe(config, spec, plan, dtype, device, pooling, policies.agents)
     reckoning = [
         *plan.lines(),
+        *lower.lines(config.block_size, kv.num_bytes // kv.num_blocks),
         f"agent policy: {policies.agents.name}",
         f"ready in {time.monotonic() - begin:.1f} s",
     ]

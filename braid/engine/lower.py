@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +19,7 @@ from braid.core.config import EngineConfig
 from braid.core.env import cache_dir
 from braid.core.errors import CapacityError, InvalidParameterError
 from braid.core.faults import Faults
+from braid.policy.fit import human
 from braid.runner.kv_store import KVStore
 from braid.runner.lower.disk import FORMAT_VERSION, DiskSlots
 from braid.runner.lower.host import HostSlots
@@ -37,6 +39,17 @@ class Lower:
     sizes: Mapping[str, int] = field(default_factory=dict)
     kept: Mapping[str, list[tuple[int, bytes]]] = field(default_factory=dict)
     lane: TierLane | None = None
+
+    def lines(self, block_size: int, block_bytes: int) -> list[str]:
+        """As rows for people, like those of ``braid.policy.fit``."""
+        rows = []
+        for name, count in self.sizes.items():
+            found = len(self.kept.get(name, ()))
+            remark = f"{count} blocks = {count * block_size} tokens" + (
+                f", {found} found again" if found else ""
+            )
+            rows.append(f"{f'KV: {name}':<12} {human(count * block_bytes):>10}  {remark}")
+        return rows
 
 
 def check_tiers(config: EngineConfig, device: torch.device) -> None:
@@ -82,8 +95,8 @@ def open_tiers(
         else _open_disk(config, config.kv_disk, kv, fingerprint(model, kv, configuration))
     )
     if disk is not None:
-        tiers.append(disk)
-        sizes["disk"], kept["disk"] = disk.num_slots, disk.kept()
+        tiers.append(disk[0])
+        sizes["disk"], kept["disk"] = disk[0].num_slots, disk[1]
     if not tiers:
         return Lower()
     return Lower(sizes, kept, TierLane(tiers, faults=faults))
@@ -122,10 +135,18 @@ def _open_host(kv: KVStore, num_slots: int) -> HostSlots:
         raise CapacityError(f"kv_host: there is no main memory for {num_slots} KV blocks: {error}") from error
 
 
-def _open_disk(config: EngineConfig, num_bytes: int, kv: KVStore, name: bytes) -> DiskSlots | None:
+def _open_disk(
+    config: EngineConfig, num_bytes: int, kv: KVStore, name: bytes
+) -> tuple[DiskSlots, list[tuple[int, bytes]]] | None:
+    """With what was kept; None where the disk has no room, fails, or is in use."""
     folder = cache_dir() / "kv" if config.kv_disk_path is None else Path(config.kv_disk_path).expanduser()
     try:
-        return DiskSlots(block_views(kv), folder, num_bytes, name, keeps=config.kv_disk_keep)
+        disk = DiskSlots(block_views(kv), folder, num_bytes, name, keeps=config.kv_disk_keep)
+        with ExitStack() as stack:
+            stack.callback(disk.close)
+            kept = disk.kept()
+            stack.pop_all()
+        return disk, kept
     except BlockingIOError:
         logger.warning("the KV tier disk is off: another engine uses the file in %s", folder)
     except OSError as error:

@@ -23,7 +23,7 @@ from braid.core.faults import Fault, Faults
 from braid.core.program import ProgramRef
 from braid.engine import llm as llm_module
 from braid.engine.build import build_engine
-from braid.engine.lower import check_tiers, fingerprint
+from braid.engine.lower import Lower, check_tiers, fingerprint
 from braid.engine.protocol import EngineStats, GenerateRequest
 from braid.models.registry import build_model
 from braid.sched.scheduler import Scheduler
@@ -184,6 +184,27 @@ def test_a_full_disk_is_a_warning(
     assert "No space left on device" in caplog.text
 
 
+def test_a_disk_that_cannot_be_read_at_start_is_a_warning(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, reads = os.pread, []
+
+    def failing(*arguments: Any) -> bytes:
+        reads.append(arguments)
+        if len(reads) == 5:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "pread", failing)
+    options = {"kv_disk": 1 << 20, "kv_disk_path": str(tmp_path), "kv_disk_keep": True}
+    with caplog.at_level(logging.WARNING), small_llm(tiny_llama, **options) as llm:
+        assert len(turn(llm, "a", [1] * 9, "p")) == 6
+        assert llm.stats().tiers == {}
+    assert "Input/output error" in caplog.text
+    with small_llm(tiny_llama, **options) as llm:
+        assert llm.stats().tiers["disk"]["slots"] > 0, "nobody holds the file any more"
+
+
 SERVE_AND_WAIT = """
 import sys, time
 from pathlib import Path
@@ -222,6 +243,15 @@ def test_what_is_on_disk_outlives_a_killed_engine(
         assert turn(llm, "again", prompt, "0") == expected[4]
         assert llm.stats().tokens_by_origin["disk_reload"] >= 28
         assert_nothing_left(llm)
+
+
+def test_the_tiers_are_told_of_at_the_start() -> None:
+    lower = Lower({"host": 8, "disk": 3000}, {"disk": [(0, b""), (1, b"")]})
+    assert lower.lines(16, 1 << 20) == [
+        "KV: host        8.0 MiB  8 blocks = 128 tokens",
+        "KV: disk       2.93 GiB  3000 blocks = 48000 tokens, 2 found again",
+    ]
+    assert Lower().lines(16, 1) == []
 
 
 def test_a_cpu_has_no_host_tier(tiny_llama: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,14 +21,16 @@ from pathlib import Path
 from braid.core.errors import InvalidParameterError
 from braid.runner.lower.views import BlockViews
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PAGE = 4096
-_FILE = struct.Struct("=8sI32sQQ")
+_FILE = struct.Struct("=8sI32sQ")
 _SLOT = struct.Struct("=8s16sQ16s")
 _FILE_MAGIC = b"braid-kv"
 _SLOT_MAGIC = b"kv-block"
 MAX_PARTS = 512
 """Buffers of one system call; systems allow 1,024."""
+_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE}
+"""What is wrong with the disk or the system, not with the folder that was named."""
 
 
 class DiskSlots:
@@ -40,8 +43,8 @@ class DiskSlots:
             however it ends.
 
     Raises:
-        InvalidParameterError: not one block fits, or the folder cannot be written.
-        OSError: the disk has no room, or another engine uses the file.
+        InvalidParameterError: not one block fits, the folder cannot be written, or a file there is not Braid's own.
+        OSError: the disk has no room or fails, or another engine uses the file.
     """
 
     name = "disk"
@@ -121,8 +124,8 @@ class DiskSlots:
             self._file = -1
 
     def _prepare(self) -> None:
-        """Take a file of the same shape over, and make any other new."""
-        header = _FILE.pack(_FILE_MAGIC, FORMAT_VERSION, self._seed, self._slot_bytes, self.num_slots)
+        """Take a file with slots of the same shape over, and make any other new."""
+        header = _FILE.pack(_FILE_MAGIC, FORMAT_VERSION, self._seed, self._slot_bytes)
         if os.pread(self._file, len(header), 0) != header:
             os.ftruncate(self._file, 0)
         _reserve(self._file, PAGE + self.num_slots * self._slot_bytes)
@@ -141,29 +144,40 @@ class DiskSlots:
 
 def _open(folder: Path, fingerprint: bytes, *, keeps: bool) -> int:
     """A file that nobody else can read, and no other engine uses."""
+    path = folder / f"braid-kv-{fingerprint.hex()[:16]}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not keeps:
-            file, path = tempfile.mkstemp(prefix="braid-kv-", dir=folder)
-            os.unlink(path)
+            file, name = tempfile.mkstemp(prefix="braid-kv-", dir=folder)
+            os.unlink(name)
             return file
-        file = os.open(
-            folder / f"braid-kv-{fingerprint.hex()[:16]}",
-            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
-            0o600,
-        )
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:
+        if error.errno in _TROUBLE:
+            raise
         raise InvalidParameterError(
             f"kv_disk_path {str(folder)!r} cannot be written: {error.strerror or error}; choose a folder that can",
             param="kv_disk_path",
         ) from error
     try:
+        _check_own(file, path)
         os.fchmod(file, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BaseException:
         os.close(file)
         raise
     return file
+
+
+def _check_own(file: int, path: Path) -> None:
+    """Whoever else can write to it could make the model say anything, and what is there is about to be written over."""
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+        raise InvalidParameterError(
+            f"{str(path)!r} is not a plain file of this user, with this name only; remove it, or choose another folder "
+            "with kv_disk_path",
+            param="kv_disk_path",
+        )
 
 
 def _reserve(file: int, size: int) -> None:

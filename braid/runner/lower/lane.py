@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -85,6 +86,7 @@ class TierLane:
         """Run one plan on the calling thread. Never raises: what fails is named in the result."""
         start = self._busy_since = time.monotonic()
         failed = {index for index, move in enumerate(plan.moves) if not self._move(move)}
+        self._warn_of_damage([plan.moves[index] for index in failed])
         for name in {move.tier for move in plan.moves} - self._broken:
             try:
                 self._tiers[name].wait()
@@ -122,13 +124,17 @@ class TierLane:
         return True
 
     def _load_one(self, move: Move) -> bool:
-        is_whole = self._tiers[move.tier].load(move.slot, move.key, move.block)
-        if not is_whole:
-            logger.warning("a block in the KV tier %s is damaged; it is computed again", move.tier)
-        return is_whole
+        return self._tiers[move.tier].load(move.slot, move.key, move.block)
 
     def _store_one(self, move: Move) -> None:
         self._tiers[move.tier].store(move.slot, move.key, move.block)
+
+    def _warn_of_damage(self, failed: Iterable[Move]) -> None:
+        for name, count in Counter(move.tier for move in failed).items():
+            if name not in self._broken:
+                logger.warning(
+                    "blocks in the KV tier %s are damaged: %d; they are computed again", name, count
+                )
 
     def _turn_off(self, name: str, error: Exception) -> None:
         self._broken.add(name)

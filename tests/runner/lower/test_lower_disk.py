@@ -107,17 +107,62 @@ def test_what_is_kept_is_found_again_and_what_was_written_last_counts(kv: KVStor
     again.close()
 
 
-def test_the_file_of_another_model_or_size_is_not_read(kv: KVStore, tmp_path: Path) -> None:
+def test_the_file_of_another_model_is_not_read(kv: KVStore, tmp_path: Path) -> None:
     disk = open_disk(kv, tmp_path)
     disk.store(0, KEYS[0], 0)
     disk.close()
     foreign = bytes([NAME[0], *NAME[1:8], *reversed(NAME[8:])])
     assert foreign[:8] == NAME[:8]
-    for changed in ({"name": foreign}, {"size": SIZE + PAGE}):
-        other = open_disk(kv, tmp_path, **changed)
-        assert other.kept() == []
-        other.store(0, KEYS[1], 0)
-        other.close()
+    other = open_disk(kv, tmp_path, name=foreign)
+    assert other.kept() == []
+    other.close()
+
+
+def test_a_file_may_grow_and_shrink(kv: KVStore, tmp_path: Path) -> None:
+    disk = open_disk(kv, tmp_path)
+    disk.store(0, KEYS[0], 0)
+    disk.store(7, KEYS[1], 1)
+    disk.close()
+    for size, num_slots, kept in ((2 * SIZE, 17, [0, 7]), (SIZE - PAGE, 7, [0]), (SIZE, 8, [0])):
+        disk = open_disk(kv, tmp_path, size=size)
+        assert (disk.num_slots, disk.kept()) == (num_slots, [(slot, KEYS[slot // 7]) for slot in kept])
+        assert the_file(tmp_path).stat().st_size == PAGE * (num_slots + 1)
+        disk.close()
+
+
+@pytest.mark.parametrize("kind", ["symlink", "link", "pipe", "folder"])
+def test_what_is_not_a_file_of_its_own_is_left_alone(kv: KVStore, tmp_path: Path, kind: str) -> None:
+    other = tmp_path / "precious"
+    other.write_text("x")
+    path = tmp_path / "kv" / f"braid-kv-{NAME.hex()[:16]}"
+    path.parent.mkdir()
+    made = {"symlink": lambda: path.symlink_to(other), "link": lambda: path.hardlink_to(other)}
+    made |= {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
+    made[kind]()
+    with pytest.raises(InvalidParameterError, match="kv"):
+        open_disk(kv, path.parent)
+    assert other.read_text() == "x"
+
+
+def test_a_file_of_somebody_else_is_not_used(
+    kv: KVStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_disk(kv, tmp_path).close()
+    monkeypatch.setattr(os, "geteuid", lambda: the_file(tmp_path).stat().st_uid + 1)
+    with pytest.raises(InvalidParameterError, match="not a plain file of this user"):
+        open_disk(kv, tmp_path)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_disk_in_trouble_is_no_wrong_folder(
+    kv: KVStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(OSError, match="No space left"):
+        open_disk(kv, tmp_path, keeps=keeps)
 
 
 def test_a_file_that_is_not_kept_is_gone_at_once_and_nobody_else_may_read_one(

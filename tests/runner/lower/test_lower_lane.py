@@ -74,7 +74,8 @@ def test_a_miss_is_that_moves_own(kv: KVStore, tmp_path: Path, caplog: pytest.Lo
         result = lane.execute(plan(load(3, 0), load(4, 3), load(5, 1), load(2, 3, "host")))
     assert result.failed_moves == {1, 3}
     assert result.broken_tiers == frozenset()
-    assert "computed again" in caplog.text
+    assert len(caplog.records) == 2
+    assert "blocks in the KV tier disk are damaged: 1; they are computed again" in caplog.text
     lane.close()
 
 
