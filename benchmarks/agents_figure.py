@@ -72,7 +72,7 @@ def _completion(
         label = f"  {middle:.0f} s, {policy['versus']['jct_ratio']:.2f}×"
         axis.text(end, place, label, va="center", fontsize=8, color=INK)
         widest = max(widest, end)
-    axis.set_yticks(range(len(policies)), list(policies))
+    axis.set_yticks(range(len(policies)), list(policies), fontsize=8)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set_xlim(0, 1.4 * widest)
@@ -89,14 +89,14 @@ def _tokens(axis: Any, policies: Mapping[str, Any]) -> None:
         counts = np.array([policy["tokens"][origin] for policy in policies.values()], dtype=float)
         axis.barh(places, counts, left=left, color=colour, height=0.66, label=label)
         left += counts
-    axis.set_yticks(places, list(policies))
+    axis.set_yticks(places, list(policies), fontsize=8)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set_xlim(0, 1.02 * float(left.max()))
     eng(axis.xaxis)
     axis.set_title("Prompt tokens by origin")
     axis.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3, fontsize=8, borderpad=0, columnspacing=1
+        loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=3, fontsize=8, borderpad=0, columnspacing=1
     )
 
 
