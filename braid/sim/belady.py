@@ -75,14 +75,15 @@ class BlockTree:
 
 
 class Event(NamedTuple):
-    """A turn starts or stops, using the chain that ends with ``tip``. ``num_found``: blocks that it found in its own
-    engine; ``num_tokens`` of the turn that could have been found; both of starts only."""
+    """A turn starts or stops, using the chain that ends with ``tip``. Of starts only, in tokens: ``num_tokens`` that it
+    wanted, ``num_found`` on its engine's device, ``num_reloaded`` from the tiers below."""
 
     turn: int
     tip: int
     is_start: bool
     num_tokens: int = 0
     num_found: int = 0
+    num_reloaded: int = 0
 
 
 @dataclass(slots=True)
@@ -111,7 +112,10 @@ class TurnLog:
         tip = self.tree.add(*self._base(line["like"], blocks))
         self._tips[turn] = tip
         if kind == "start":
-            self.events.append(Event(turn, tip, True, int(line["tokens"]), int(line["found"])))
+            origins = line["origins"]
+            reloaded = int(origins["host_reload"]) + int(origins["disk_reload"])
+            found = int(line["found"]) * self.block_size - reloaded
+            self.events.append(Event(turn, tip, True, int(line["tokens"]), found, reloaded))
         else:
             self.events.append(Event(turn, tip, False))
 
@@ -325,24 +329,28 @@ def belady(log: TurnLog, num_blocks: int, uses: Uses | None = None) -> Hits:
 
 
 def logged(log: TurnLog) -> Hits:
-    """What the turns found in their own engine, in whatever tier."""
-    starts = [event for event in log.events if event.is_start]
-    return Hits(
-        sum(event.num_tokens for event in starts), sum(event.num_found for event in starts) * log.block_size
-    )
+    """What the turns found on their own engine's device."""
+    return Hits(sum(event.num_tokens for event in log.events), sum(event.num_found for event in log.events))
+
+
+def reloaded(log: TurnLog) -> Hits:
+    """What the turns found in the tiers below; no rule of eviction for the device has any of it."""
+    return logged(log)._replace(found=sum(event.num_reloaded for event in log.events))
 
 
 class Regret(NamedTuple):
     """Hits with a pool of ``num_blocks``.
 
     Args:
-        logged: what the logs' own policy found; None where its pool had another size.
+        logged, reloaded: what the logs' own policy found on the device, and in the tiers below; None where its pool
+            had another size.
         endless: with a pool where nothing is ever evicted.
     """
 
     num_blocks: int
     lru: Hits
     logged: Hits | None
+    reloaded: Hits | None
     best: Hits
     endless: Hits
 
@@ -351,16 +359,19 @@ def regrets(logs: Sequence[TurnLog], sizes: Sequence[int]) -> list[Regret]:
     """One per size, over all logs together; without ``sizes`` that of the first log."""
     uses = [Uses(log) for log in logs]
     endless = _sum(lru(log, log.tree.num_blocks) for log in logs)
-    return [
-        Regret(
+    rows = []
+    for size in sizes or [log.num_blocks for log in logs[:1]]:
+        is_own = all(log.num_blocks == size for log in logs)
+        row = Regret(
             num_blocks=size,
             lru=_sum(lru(log, size) for log in logs),
-            logged=_sum(map(logged, logs)) if all(log.num_blocks == size for log in logs) else None,
+            logged=_sum(map(logged, logs)) if is_own else None,
+            reloaded=_sum(map(reloaded, logs)) if is_own else None,
             best=_sum(belady(log, size, known) for log, known in zip(logs, uses, strict=True)),
             endless=endless,
         )
-        for size in sizes or [log.num_blocks for log in logs[:1]]
-    ]
+        rows.append(row)
+    return rows
 
 
 def _sum(hits: Iterable[Hits]) -> Hits:

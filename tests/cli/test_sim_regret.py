@@ -11,14 +11,18 @@ from braid.sched.event_log import Recorder
 from braid.sched.observer import Origins, TurnStart, TurnStop
 
 
-def write(path: Path, turns: str, *, lives: int = 1, ends: str = "\n") -> None:
+def write(
+    path: Path, turns: str, *, lives: int = 1, ends: str = "\n", found: int = 0, reloaded: int = 0
+) -> None:
     """Turns of one block of 4 tokens each, one after the other; equal letters are equal blocks."""
     lines: list[dict[str, Any]] = []
     for _ in range(lives):
         recorder = Recorder(4, 2, "lru")
         for number, letter in enumerate(turns):
             keys = [letter.encode()]
-            recorder.started(TurnStart(number, number, None, None, 5, keys, 0, Origins(), 0.0, False, 0))
+            origins = Origins(disk_reload=reloaded)
+            turn = TurnStart(number, number, None, None, 5, keys, found, origins, 0.0, False, 0)
+            recorder.started(turn)
             recorder.stopped(TurnStop(number, number, None, 5, keys, "stop"))
         lines += recorder.lines
     path.write_text("\n".join(map(json.dumps, lines)) + ends)
@@ -45,6 +49,21 @@ def test_a_table_and_json(log: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert small["logged"]["hit_tokens"] == 0
     assert large["logged"] is None, "the log is of another size"
     assert large["lru"]["hit_tokens"] == large["best"]["hit_tokens"] == large["endless"]["hit_tokens"] == 12
+
+
+def test_what_a_tier_below_had_is_told_apart(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    assert main(["sim", "regret", str(log)]) == 0
+    assert "eloaded" not in capsys.readouterr().out
+    write(log, "abcabc", found=1, reloaded=4)
+    assert main(["sim", "regret", str(log), "--json", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "80.00%" in told
+    assert "Belady has the device alone" in told
+    (size,) = json.loads(out.read_text())["sizes"]
+    assert (size["logged"]["hit_tokens"], size["reloaded_tokens"]) == (0, 24)
 
 
 def test_without_sizes_the_log_s_own(log: Path, tmp_path: Path) -> None:

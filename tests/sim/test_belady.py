@@ -14,7 +14,7 @@ from braid.core.program import ProgramRef
 from braid.sched.config import SchedulerConfig
 from braid.sched.event_log import EventLines, Recorder, head
 from braid.sched.observer import Origins, TurnStart, TurnStop
-from braid.sim.belady import BlockTree, LogError, TurnLog, belady, logged, lru, read_logs, regrets
+from braid.sim.belady import BlockTree, LogError, TurnLog, belady, logged, lru, read_logs, regrets, reloaded
 from braid.sim.executor import FixedTime
 from braid.sim.run import Arrival, simulate
 
@@ -29,12 +29,13 @@ class Writer:
         self.lines: list[dict[str, Any]] = [HEAD]
         self._num = 0
 
-    def start(self, letters: str, found: int = 0, *, again: int | None = None) -> int:
+    def start(
+        self, letters: str, found: int = 0, *, again: int | None = None, origins: Origins | None = None
+    ) -> int:
         number = self._num if again is None else again
         self._num += again is None
-        turn = TurnStart(
-            0.0, number, None, None, len(letters), keys(letters), found, Origins(), 0.0, False, 0
-        )
+        known = Origins() if origins is None else origins
+        turn = TurnStart(0.0, number, None, None, len(letters), keys(letters), found, known, 0.0, False, 0)
         self.lines.append(self._lines.started(turn))
         return number
 
@@ -142,6 +143,18 @@ def test_what_the_log_itself_found() -> None:
     writer.stop(writer.start("abc"), "abc")
     writer.start("abcd", found=2)
     assert logged(writer.log()) == (7, 2)
+
+
+def test_what_came_from_below_was_not_on_the_device() -> None:
+    writer = Writer()
+    writer.stop(writer.start("abcd"), "abcd")
+    writer.start("abcde", found=4, origins=Origins(1, host_reload=1, disk_reload=2, compulsory=1))
+    log = writer.log()
+    assert (logged(log), reloaded(log)) == ((9, 1), (9, 3))
+    (row,) = regrets([log], [4])
+    assert (row.logged, row.reloaded) == ((9, 1), (9, 3))
+    (row,) = regrets([log], [2])
+    assert (row.logged, row.reloaded) == (None, None), "the log's pool was of another size"
 
 
 def subsets(blocks: frozenset[str], num: int) -> Iterator[frozenset[str]]:

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from braid.sim.belady import Hits, Regret, TurnLog
 
 _EXPLAINED = (
-    "Hits are tokens found over tokens wanted, at the log's own timing; a running system's timing depends on its hits. "
-    "Regret is what Belady's eviction, which knows the future, finds more."
+    "Hits are tokens found on the device over tokens wanted, at the log's own timing; a running system's timing "
+    "depends on its hits. Regret is what Belady's eviction, which knows the future, finds more."
+)
+_RELOADED = (
+    "Reloaded is what the log's own engine found in the tiers below instead; Belady has the device alone."
 )
 
 
@@ -87,8 +90,11 @@ def _show(logs: Sequence[TurnLog], rows: Sequence[Regret]) -> None:
     console = Console()
     names = sorted({log.policy for log in logs})
     table = Table(title=f"{_num_turns(logs):,} turns under {', '.join(names)}", title_justify="left")
+    has_tiers = any(row.reloaded is not None and row.reloaded.found for row in rows)
     for name in ("blocks", "tokens", "LRU", "regret", "logged", "regret", "Belady", "no eviction"):
         table.add_column(name, justify="right", no_wrap=True)
+    if has_tiers:
+        table.add_column("reloaded", justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             f"{row.num_blocks:,}",
@@ -97,14 +103,19 @@ def _show(logs: Sequence[TurnLog], rows: Sequence[Regret]) -> None:
             *_pair(row.logged, row.best),
             f"{row.best.rate:.2%}",
             f"{row.endless.rate:.2%}",
+            *((_share(row.reloaded),) if has_tiers else ()),
         )
     print_table(console, table)
-    for line in (_EXPLAINED, *_warnings(logs)):
+    for line in (_EXPLAINED, *((_RELOADED,) if has_tiers else ()), *_warnings(logs)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _pair(hits: Hits | None, best: Hits) -> tuple[str, str]:
     return ("–", "–") if hits is None else (f"{hits.rate:.2%}", f"{best.rate - hits.rate:.2%}")
+
+
+def _share(hits: Hits | None) -> str:
+    return "–" if hits is None else f"{hits.rate:.2%}"
 
 
 def _num_turns(logs: Sequence[TurnLog]) -> int:
@@ -137,8 +148,9 @@ def _report(logs: Sequence[TurnLog], rows: Sequence[Regret]) -> dict[str, Any]:
                 **{
                     name: None if hits is None else _numbers(hits, row.best)
                     for name, hits in row._asdict().items()
-                    if name != "num_blocks"
+                    if name not in ("num_blocks", "reloaded")
                 },
+                "reloaded_tokens": None if row.reloaded is None else row.reloaded.found,
             }
             for row in rows
         ],
