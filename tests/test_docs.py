@@ -37,6 +37,22 @@ def test_files_on_the_map_exist() -> None:
         assert (ROOT / "braid" / name).exists(), name
 
 
+@pytest.mark.parametrize("room", ["policy/agents", "sched", "server/programs"])
+def test_no_file_of_a_room_of_agents_is_off_the_map(room: str) -> None:
+    page = (ROOT / "docs" / "map.md").read_text()
+    files = [path.name for path in (ROOT / "braid" / room).glob("*.py") if path.name != "__init__.py"]
+    assert files
+    assert [name for name in files if f"`{room}/{name}`" not in page] == []
+
+
+def test_all_rooms_are_on_the_map() -> None:
+    page = (ROOT / "docs" / "map.md").read_text()
+    files = (path.relative_to(ROOT / "braid") for path in (ROOT / "braid").glob("*/**/*.py"))
+    rooms = {str(path.parent) for path in files if path.name != "__init__.py"}
+    assert len(rooms) > 30
+    assert sorted(room for room in rooms if f"`{room}/`" not in page) == []
+
+
 def _find(dotted: str) -> object:
     """A module, or an attribute of the package such as ``braid.LLM``."""
     try:
