@@ -54,6 +54,8 @@ class ProgramTable:
         self._owners: dict[str, _Owner] = {}
         self._holders: dict[bytes, dict[Program, None]] = {}
         self._depths: dict[bytes, int] = {}
+        self._by_age: OrderedDict[Program, None] = OrderedDict()
+        """Those of all owners, least recently used first."""
         self._watchers: list[KeyWatcher] = []
         self._num_programs = self._num_keys = 0
         self.num_shared_keys = 0
@@ -91,7 +93,7 @@ class ProgramTable:
         """
         known = self.get(program_id)
         if known is not None:
-            self._owners[program_id.owner].programs.move_to_end(program_id.program)
+            self.touch(known)
             return known, []
         above = None if parent is None else self.get(parent)
         program = Program(program_id, now, above, last_active=now)
@@ -108,8 +110,8 @@ class ProgramTable:
             self._insert(program_id, program)
         elif known is not program:
             return (), []
+        self.touch(program)
         owner = self._owners[program_id.owner]
-        owner.programs.move_to_end(program_id.program)
         left = self._set_keys(owner, program, tuple(keys[: self._max_keys]))
         return left, self._shrink()
 
@@ -119,24 +121,32 @@ class ProgramTable:
         if program_id is None or not self.knows(program):
             return ()
         owner = self._owners[program_id.owner]
-        del owner.programs[program_id.program]
+        del owner.programs[program_id.program], self._by_age[program]
         left = self._set_keys(owner, program, ())
         self._num_programs -= 1
         if not owner.programs:
             del self._owners[program_id.owner]
         return left
 
-    def idle_since(self, time: float) -> list[Program]:
-        """Programs that nothing was heard of since ``time``, some of them at least; all if asked again and again."""
-        found = []
-        for owner in self._owners.values():
-            program = next(iter(owner.programs.values()))
-            if program.last_active > time:
-                continue
-            if program.is_idle and not program.num_working:
-                found.append(program)
-            else:
-                owner.programs.move_to_end(next(iter(owner.programs)))
+    def touch(self, program: Program) -> None:
+        """It is used now, if it is known."""
+        if program.id is not None and self.knows(program):
+            self._owners[program.id.owner].programs.move_to_end(program.id.program)
+            self._by_age.move_to_end(program)
+
+    def idle_since(self, time: float, limit: int) -> list[Program]:
+        """Programs that nothing was heard of since ``time``, at most ``limit``; those longest idle first.
+
+        The work is in ``limit``, too: who is old but has a turn under way is passed over once, and used when that ends.
+        """
+        found: list[Program] = []
+        busy: list[Program] = []
+        for program in self._by_age:
+            if program.last_active > time or len(found) + len(busy) == limit:
+                break
+            (found if program.is_idle and not program.num_working else busy).append(program)
+        for program in busy:
+            self._by_age.move_to_end(program)
         return found
 
     def holders(self, key: bytes) -> Collection[Program]:
@@ -173,6 +183,7 @@ class ProgramTable:
         for program in programs:
             for key in program.keys:
                 holders.setdefault(key, set()).add(program)
+        assert set(programs) == self._by_age.keys(), "programs by age are others"
         assert len(programs) == self._num_programs <= self._max_programs, "programs are miscounted"
         assert sum(map(len, holders.values())) == self._num_keys <= self._max_keys, "keys are miscounted"
         assert holders == {key: set(held) for key, held in self._holders.items()}, (
@@ -190,6 +201,7 @@ class ProgramTable:
     def _insert(self, program_id: ProgramId, program: Program) -> None:
         owner = self._owners.setdefault(program_id.owner, _Owner())
         owner.programs[program_id.program] = program
+        self._by_age[program] = None
         self._num_programs += 1
 
     def _first_unshared(self, program: Program) -> int:

@@ -31,6 +31,9 @@ MAX_LEASE = 3600.0
 """Seconds."""
 IDLE_LIMIT = 3600.0
 """Seconds without a turn after which a program is over."""
+MAX_CLOSED, MAX_CLOSED_KEYS = 8, 1024
+"""Programs that are over by that, closed in one tick, and about how many keys they may have; the others wait for the
+next one."""
 KEYS_PER_BLOCK = 4
 KEYS_PER_LOWER_BLOCK = 2
 """The table may know so many keys for each block of the pool, and of the tier below; more could not be kept anyway,
@@ -102,10 +105,9 @@ class Retention:
             self._policy.arrived(program, max(0.0, request.arrival_time - program.last_active), now)
         program.num_waiting += 1
         self._touch(program, now)
-        program.intent = _wishes(program.intent, request.intent)
+        program.intent = _lifetimes(program.intent)
         if program.parent is not None:
             program.parent.num_working += 1
-        self.protections.end(program)
         self._changed(program, now)
         return program
 
@@ -132,6 +134,7 @@ class Retention:
         program = entry.program
         program.num_running -= 1
         program.num_waiting += 1
+        program.num_preemptions += 1
         if num_shared(keys, program.keys) < len(keys):
             self._record(program, keys, now)
         self._changed(program, now)
@@ -155,6 +158,7 @@ class Retention:
         if program.parent is not None:
             program.parent.num_working -= 1
         self._touch(program, now)
+        program.intent = _lifetimes(program.intent)
         if not program.num_waiting and self.holds.is_over(program, now):
             self._end_hold(program, "expired")
         if program.id is None or keys is None:
@@ -165,13 +169,15 @@ class Retention:
         program.service += 0.0 if begun is None else now - begun
         program.finish = _FINISHES.get(request.finish_reason, Finish.UNKNOWN)
         program.tool = None if request.intent is None else request.intent.tool
+        program.intent = _wishes(program.intent, request.intent)
+        if not request.num_preemptions:
+            program.num_preemptions = max(0, program.num_preemptions - 1)
         doomed = self._record(program, keys, now)
         if request.program is not None and request.program.final:
             return doomed + self._close(program, now)
         if request.intent is not None and request.intent.lease_s is not None:
             self._pin(program, request.intent.lease_s, now)
-        if request.intent is not None:
-            self.protections.grant(program, now)
+        self.protections.grant(program, now)
         return doomed + self._keep(program, now)
 
     def discard(self, keys: Sequence[bytes], lane: str | None) -> None:
@@ -223,8 +229,16 @@ class Retention:
             self._changed(program, now)
         if self._ranks is not None:
             self._ranks.tick(now)
-        for program in self.programs.idle_since(now - IDLE_LIMIT):
+        self._close_idle(now)
+
+    def _close_idle(self, now: float) -> None:
+        """End programs of which nothing was heard for long, a bounded number of them."""
+        num_keys = 0
+        for program in self.programs.idle_since(now - IDLE_LIMIT, MAX_CLOSED):
+            num_keys += len(program.keys)
             self.discard(self._close(program, now), None)
+            if num_keys >= MAX_CLOSED_KEYS:
+                break
 
     def next_deadline(self) -> float | None:
         """When to ``tick`` although nothing else happens."""
@@ -251,9 +265,11 @@ class Retention:
     # -- inside --------------------------------------------------------------------------------------------
 
     def _touch(self, program: Program, now: float) -> None:
-        program.last_active = now
-        if program.parent is not None:
-            program.parent.last_active = now
+        for one in (program, program.parent):
+            if one is not None:
+                one.intent = _aged(one.intent, now - one.last_active)
+                one.last_active = now
+                self.programs.touch(one)
 
     def _record(self, program: Program, keys: Sequence[bytes], now: float) -> tuple[bytes, ...]:
         """Remember what a turn has left; what its program had before, and nobody has now."""
@@ -316,8 +332,7 @@ class Retention:
 
     def _close(self, program: Program, now: float) -> tuple[bytes, ...]:
         """A program is over; the keys that were its own."""
-        if self._end_hold(program, "final") or program.keys:
-            self._policy.left(program, now)
+        self._leave(program, now)
         left = self.programs.forget(program)
         self._let_go(program)
         if self._transfers is not None:
@@ -327,9 +342,14 @@ class Retention:
     def _left(self, programs: Iterable[Program], now: float) -> None:
         """These are not known any more."""
         for program in programs:
-            self._end_hold(program, "final")
-            self._policy.left(program, now)
+            self._leave(program, now)
             self._let_go(program)
+
+    def _leave(self, program: Program, now: float) -> None:
+        """The policy learns of programs that had a turn, and have none under way: that one may be known again."""
+        self._end_hold(program, "final")
+        if program.num_turns and program.is_idle:
+            self._policy.left(program, now)
 
     def _let_go(self, program: Program) -> None:
         """Of a program that is not known any more."""
@@ -375,7 +395,24 @@ def _verbs(intent: RetainIntent | None) -> tuple[str, ...]:
 
 
 def _wishes(old: RetainIntent | None, new: RetainIntent | None) -> RetainIntent | None:
-    """What a client says no more still stands, but what it wanted done was for that turn."""
-    if new is not None or old is None:
-        return new
-    return replace(old, verbs=()) if old.verbs else old
+    """What a turn's client wishes is for the time after that turn; only lifetimes run on until their own ends, unless
+    it names others."""
+    if new is None or old is None or new.min_s is not None or new.max_s is not None:
+        return old if new is None else new
+    return replace(new, min_s=old.min_s, max_s=old.max_s)
+
+
+def _lifetimes(intent: RetainIntent | None) -> RetainIntent | None:
+    """Of a wish all that is left when the next turn has come: lifetimes that are not over."""
+    if intent is None:
+        return None
+    min_s, max_s = (None if s is None or not s > 0 else s for s in (intent.min_s, intent.max_s))
+    return None if min_s is None and max_s is None else RetainIntent(min_s=min_s, max_s=max_s)
+
+
+def _aged(intent: RetainIntent | None, seconds: float) -> RetainIntent | None:
+    """Lifetimes count from when a program was active last: it was active so many seconds later now."""
+    if intent is None or (intent.min_s is None and intent.max_s is None) or seconds <= 0:
+        return intent
+    left = [s if s is None or not s > 0 else max(0.0, s - seconds) for s in (intent.min_s, intent.max_s)]
+    return replace(intent, min_s=left[0], max_s=left[1])

@@ -127,15 +127,103 @@ def test_a_program_that_is_over_has_no_rank(crank: Any) -> None:
     crank.scheduler.check_integrity()
 
 
-def test_a_wished_lifetime_protects_from_the_end_of_a_turn_to_the_next(crank: Any, policy: ByName) -> None:
-    turn(crank, "p", range(20), RetainIntent(min_s=100.0))
-    program = crank.scheduler._retention.programs.get(ProgramId("o", "p"))
+def known(crank: Any, program: str) -> Program:
+    found = crank.scheduler._retention.programs.get(ProgramId("o", program))
+    assert isinstance(found, Program)
+    return found
+
+
+def test_a_wished_lifetime_protects_until_its_own_end(crank: Any, policy: ByName) -> None:
+    """The next turn, which wishes nothing, neither ends it nor begins it anew."""
+    turn(crank, "p", range(20), RetainIntent(min_s=100.0, return_s=3.0, lease_s=1.0, tool="bash"))
+    program, end = known(crank, "p"), crank.now + 100.0
     assert program.is_protected
     assert policy.asked[-1][-1]
+    crank.now += 60.0
     crank.add("next", range(20), max_tokens=1, program=ref("p"))
-    assert not program.is_protected
-    assert not policy.asked[-1][-1]
+    assert program.is_protected
     crank.run()
+    assert program.is_protected
+    assert program.intent == RetainIntent(min_s=end - crank.now)
+    crank.now = end - 1.0
+    crank.scheduler.tick(crank.now)
+    assert program.is_protected
+    crank.now = end
+    crank.scheduler.tick(crank.now)
+    assert not program.is_protected
+    turn(crank, "p", range(20))
+    assert program.intent is None
+
+
+@pytest.mark.parametrize(
+    ("said", "then"),
+    [
+        (None, RetainIntent(min_s=88.0, max_s=188.0)),
+        (RetainIntent(return_s=5.0), RetainIntent(return_s=5.0, min_s=88.0, max_s=188.0)),
+        (RetainIntent(min_s=7.0), RetainIntent(min_s=7.0)),
+        (RetainIntent(max_s=0.0), RetainIntent(max_s=0.0)),
+    ],
+)
+def test_what_a_turn_says_of_lifetimes_counts_and_what_it_leaves_out_runs_on(
+    crank: Any, said: RetainIntent | None, then: RetainIntent
+) -> None:
+    turn(crank, "p", range(8), RetainIntent(min_s=100.0, max_s=200.0, return_p90_s=9.0, verbs=("demote",)))
+    crank.now += 11.0
+    turn(crank, "p", range(8), said)
+    assert known(crank, "p").intent == then
+
+
+def test_a_most_time_that_has_run_out_is_not_that_of_what_comes_later(crank: Any) -> None:
+    turn(crank, "p", range(8), RetainIntent(max_s=10.0))
+    crank.now += 11.0
+    turn(crank, "p", range(8))
+    assert known(crank, "p").intent is None
+
+
+def test_preemptions_count_for_a_program_until_turns_end_without(crank: Any) -> None:
+    crank.add("p", 24, max_tokens=14, program=ref("p"))
+    crank.add("q", 24, max_tokens=14, program=ref("q"))
+    crank.run()
+    (program,) = [known(crank, name) for name in "pq" if known(crank, name).num_preemptions]
+    count = program.num_preemptions
+    assert count == crank.scheduler.stats().num_preemptions > 0
+    assert program.id is not None
+    for left in reversed(range(count)):
+        turn(crank, program.id.program, range(8))
+        assert program.num_preemptions == left
+    turn(crank, program.id.program, range(8))
+    assert program.num_preemptions == 0
+
+
+class Farewells(ByName):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_: list[str] = []
+
+    def left(self, program: Program, now: float) -> None:
+        assert program.id is not None
+        self.left_.append(program.id.program)
+
+
+def test_the_policy_hears_of_whoever_leaves_after_a_turn(make_crank: Any) -> None:
+    """Whether or not it has a full block; not of who had none, nor of who has one under way."""
+    policy = Farewells()
+    crank = make_crank(Policies(agents=lru()._replace(retention=policy)), max_model_len=64)
+    turn(crank, "a", range(2))
+    turn(crank, "b", range(2), final=True)
+    assert policy.left_ == ["b"]
+    crank.add("none", range(8), max_tokens=1, program=ref("c"))
+    crank.step(errors={"none": "broken"})
+    crank.scheduler.program(ProgramVerb.CLOSE, ref("c"), None, crank.now)
+    assert policy.left_ == ["b"]
+    crank.add("more", range(8), max_tokens=4, program=ref("a"))
+    crank.step()
+    crank.scheduler.program(ProgramVerb.CLOSE, ref("a"), None, crank.now)
+    crank.run()
+    assert policy.left_ == ["b"]
+    crank.scheduler.program(ProgramVerb.CLOSE, ref("a"), None, crank.now)
+    assert policy.left_ == ["b", "a"]
+    assert len(crank.scheduler._retention.programs) == 0
 
 
 def test_protection_ends_with_its_time(crank: Any, policy: ByName) -> None:

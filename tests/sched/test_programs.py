@@ -136,8 +136,42 @@ def test_idle_programs_are_found_at_last() -> None:
     known(table, a("0")).num_running = 1
     found = set()
     for _ in range(8):
-        found |= {program.id for program in table.idle_since(2.0)}
+        found |= {program.id for program in table.idle_since(2.0, 1)}
         for program_id in found:
             if program_id is not None and (program := table.get(program_id)) is not None:
                 table.forget(program)
     assert found == {a("1"), a("2")}
+
+
+def test_whoever_is_used_is_the_last_to_go() -> None:
+    table = ProgramTable(100, max_programs=3)
+    for index in range(3):
+        table.meet(ProgramId(f"owner-{index % 2}", str(index)), None, float(index))
+    oldest = known(table, ProgramId("owner-0", "0"))
+    oldest.last_active = 9.0
+    table.touch(oldest)
+    table.touch(Program(ProgramId("owner-0", "0"), 0.0))
+    assert [program.id for program in table.idle_since(5.0, 9)] == [
+        ProgramId("owner-1", "1"),
+        ProgramId("owner-0", "2"),
+    ]
+    table.meet(ProgramId("owner-0", "3"), None, 9.0)
+    assert table.get(ProgramId("owner-0", "2")) is None
+    table.check_integrity()
+
+
+def test_idle_programs_are_looked_for_among_a_few_only() -> None:
+    table = ProgramTable(100)
+    for index in range(50):
+        program, _ = table.meet(ProgramId(str(index % 7), str(index)), None, float(index))
+        program.num_waiting = index % 2
+    found: list[Program] = []
+    for _ in range(10):
+        latest = table.idle_since(100.0, 5)
+        assert len(latest) <= 5
+        found += latest
+        for program in latest:
+            table.forget(program)
+    assert len(found) == 25
+    assert all(program.is_idle for program in found)
+    table.check_integrity()

@@ -46,9 +46,10 @@ class Program:
         service: seconds from start to end, summed over the turns that have ended.
         num_waiting, num_running: turns that wait for their start, and turns that run.
         num_working: turns under way of its sub-agents: while there are any it waits for them, not for a tool.
+        num_preemptions: of its turns, less one for each turn that ended without any.
         last_active: when the latest turn, its own or a sub-agent's, came or ended.
         finish, tool: how that turn ended; the tools it called, joined, None without one.
-        intent: what its client wishes.
+        intent: what its client wishes after that turn; lifetimes count from ``last_active``.
         is_protected: whether ``intent.min_s`` is honoured now; quotas may say no.
     """
 
@@ -62,6 +63,7 @@ class Program:
     num_waiting: int = 0
     num_running: int = 0
     num_working: int = 0
+    num_preemptions: int = 0
     last_active: float = 0.0
     finish: Finish = Finish.UNKNOWN
     tool: str | None = None

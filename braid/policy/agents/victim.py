@@ -33,9 +33,10 @@ class LastProgram:
 
 
 class Patient:
-    """The last in order, but not one that has been preempted ``budget`` times, and not one that has just started: whose
-    prompt is being computed yet, so that all of its work would be lost before it led to a token. Where no other is
-    left, first those that have just started, then those over their budget.
+    """The last in order, but not one whose program has been preempted ``budget`` times, and not one that has just
+    started: whose prompt is being computed yet, so that all of its work would be lost before it led to a token. Where
+    no other is left, first those that have just started, then those over their budget. A turn that ends without being
+    preempted gives its program one back: one that lives for long is not spared for ever.
     """
 
     def __init__(self, budget: int) -> None:
@@ -44,7 +45,7 @@ class Patient:
     def choose(self, running: Sequence[AnyTurn]) -> AnyTurn:
         chosen, best = running[-1], (True, True)
         for turn in reversed(running[1:]):
-            worth = (turn.request.num_preemptions >= self._budget, _has_just_started(turn))
+            worth = (turn.program.num_preemptions >= self._budget, _has_just_started(turn))
             if worth < best:
                 chosen, best = turn, worth
         return chosen

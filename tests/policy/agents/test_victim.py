@@ -52,12 +52,12 @@ def test_patience(make_turn: Any) -> None:
     assert patient.choose(running) is running[3]
     running[3].request.num_computed_tokens = 4
     assert patient.choose(running) is running[2]
-    running[2].request.num_preemptions = 2
+    running[2].program.num_preemptions = 2
     assert patient.choose(running) is running[1]
-    running[1].request.num_preemptions = 5
+    running[1].program.num_preemptions = 5
     # Of one that has just started and two over their budget, the first gives way.
     assert patient.choose(running) is running[3]
-    running[3].request.num_preemptions = 2
+    running[3].program.num_preemptions = 2
     assert patient.choose(running) is running[2]
     assert patient.choose(running[:1]) is running[0]
 
@@ -84,7 +84,7 @@ def test_memory_for_one_is_enough_for_all(make_turn: Any, seed: int) -> None:
                     running.remove(chosen)
                     waiting.append(chosen)
                     has[id(chosen)] = 0
-                    chosen.request.num_preemptions += 1
+                    chosen.program.num_preemptions += 1
                     chosen.request.num_computed_tokens = 0
                 if turn in running:
                     has[id(turn)] += 1
