@@ -15,7 +15,6 @@ from braid.sim.clients import Clients
 from braid.sim.grain import units
 from braid.sim.run import Arrival
 
-
 PLAIN = Clients()
 
 
