@@ -68,7 +68,7 @@ class RankedBlocks:
         self._version = 0
         """Of ranks and holders: counts their changes."""
         programs.watch(self)
-        ranks.listen(self._ranked)
+        ranks.watch(self._ranked)
 
     def __len__(self) -> int:
         return len(self._keys)

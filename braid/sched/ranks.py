@@ -54,7 +54,7 @@ class Ranks:
     def __len__(self) -> int:
         return len(self._standings)
 
-    def listen(self, listener: Callable[[Program], None]) -> None:
+    def watch(self, listener: Callable[[Program], None]) -> None:
         self._listeners.append(listener)
 
     def get(self, program: Program) -> Rank | None:

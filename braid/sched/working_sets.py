@@ -45,7 +45,7 @@ class WorkingSets:
         """Part 3, by turn."""
         self._num_resting = self._num_running = 0.0
         programs.watch(self)
-        ranks.listen(self._weigh)
+        ranks.watch(self._weigh)
 
     @property
     def needed(self) -> float:

@@ -34,7 +34,7 @@ class World:
         self.table = ProgramTable(100)
         self.ranks = Ranks(self.policy, self.table)
         self.told: list[Program] = []
-        self.ranks.listen(self.told.append)
+        self.ranks.watch(self.told.append)
 
     def meet(self, name: str, now: float = 0.0) -> Program:
         program, _ = self.table.meet(ProgramId("o", name), None, now)
