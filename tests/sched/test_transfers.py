@@ -16,6 +16,7 @@ from braid.policy.agents.plain import LeastRecent, lru
 from braid.policy.agents.policy import Fate, Keep
 from braid.sched.config import MIXED, TIER, TIER_STALL_S, Policies
 from braid.sched.loop import Loop
+from braid.sched.retention import MAX_LEASE
 from braid.sched.scheduler import Scheduler
 from braid.sched.transfers import PROBE_BLOCKS, PROBE_EVERY
 from braid.sim.executor import FixedTime, SimExecutor, TierTime
@@ -398,8 +399,9 @@ actions = st.builds(
 class Interleaved:
     """Both lanes in the order that a script says: a step is taken in before the lane's next one is planned."""
 
-    def __init__(self, make_crank: Any, **config: Any) -> None:
-        self.crank = make_crank(**config)
+    def __init__(self, make_crank: Any, policy: str, **config: Any) -> None:
+        costs = LearntCosts(has_lower=True)
+        self.crank = make_crank(Policies(agents=agent_policy(policy, costs), costs=costs), **config)
         self.copier = Copier(self.crank)
         self.flights: dict[str, StepPlan | None] = {MIXED: None, TIER: None}
         self.lengths = [0, 0, 0, 0]
@@ -441,12 +443,13 @@ class Interleaved:
     num_disk=st.sampled_from([3, 12, 40]),
     num_host=st.sampled_from([0, 5]),
     breaks=st.booleans(),
+    policy=st.sampled_from(["lru", "braid", "infercept", "continuum"]),
 )
 def test_any_interleaving_ends_with_every_block_free(
-    make_crank_fn, script, num_blocks, num_disk, num_host, breaks
+    make_crank_fn, script, num_blocks, num_disk, num_host, breaks, policy
 ) -> None:
     this = Interleaved(
-        make_crank_fn, num_blocks=num_blocks, num_disk_blocks=num_disk, num_host_blocks=num_host
+        make_crank_fn, policy, num_blocks=num_blocks, num_disk_blocks=num_disk, num_host_blocks=num_host
     )
     this.breaks = breaks
     for number, action in enumerate(script):
@@ -454,7 +457,7 @@ def test_any_interleaving_ends_with_every_block_free(
         for lane in action.lanes:
             this.step(lane)
     finish_all(this.crank, this.copier, this.flights)
-    this.crank.now += 10.0
+    this.crank.now += MAX_LEASE
     this.crank.scheduler.tick(this.crank.now)
     stats = this.crank.scheduler.stats()
     assert stats.num_free_blocks == num_blocks
