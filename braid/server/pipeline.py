@@ -209,7 +209,8 @@ class Pipeline:
         check_length(len(prompt), engine_info(self.context).max_model_len, wanted.param)
         told = self.programs.look(told, prompt, self._opening(wanted))
         if marked_messages(wanted):
-            ends = boundaries(wanted, prompt, text, render=self._render, encode=self._encode_text)
+            token_bytes = self.context.tokenizer.token_bytes
+            ends = boundaries(wanted, prompt, text, render=self._render, token_bytes=token_bytes)
             told = told._replace(boundaries=ends)
         reply_format = self.context.reply_format
         constraint = reply_format.constraint(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 
 from braid.core.errors import InvalidParameterError
 from braid.server.programs.intent import MAX_BOUNDARIES, entry_marks
@@ -11,7 +13,7 @@ from braid.server.turn import TurnRequest
 
 Tokens = tuple[int, ...]
 Render = Callable[[TurnRequest], str]
-Encode = Callable[[str], Tokens]
+TokenBytes = Callable[[int], bytes]
 
 
 def marked_messages(wanted: TurnRequest) -> tuple[int, ...]:
@@ -27,28 +29,18 @@ def marked_messages(wanted: TurnRequest) -> tuple[int, ...]:
 
 
 def boundaries(
-    wanted: TurnRequest, prompt: Tokens, text: str, *, render: Render, encode: Encode
+    wanted: TurnRequest, prompt: Tokens, text: str, *, render: Render, token_bytes: TokenBytes
 ) -> tuple[int, ...]:
     """Prompt lengths, in tokens, at which the marked prefixes of a conversation end, rising.
 
-    The leading messages are rendered alone; as far as their text begins the prompt's text, it is tokenised piece by
-    piece and compared with the prompt, so that a boundary never lies behind the prefix it stands for.
+    The leading messages are rendered alone. As far as their text begins the prompt's text, tokens are counted by the
+    bytes that they stand for, and one that a boundary cuts is not: tokenising prefixes again would cost as much as the
+    prompt did.
     """
-    ends: list[int] = []
-    num_tokens, num_chars = 0, 0
-    for number in marked_messages(wanted):
-        shared = _shared_text(_render_prefix(wanted, number, render), text)
-        if shared > num_chars:
-            piece = encode(text[num_chars:shared])
-            same = shared_length(piece, prompt[num_tokens : num_tokens + len(piece)])
-            num_tokens, num_chars = num_tokens + same, shared
-            if same < len(
-                piece
-            ):  # the cut fell inside a token: whatever follows is reckoned from here no more
-                ends.append(num_tokens)
-                break
-        ends.append(num_tokens)
-    return tuple(sorted({end for end in ends if end}))
+    rendered = [_render_prefix(wanted, number, render) for number in marked_messages(wanted)]
+    places = list(accumulate(len(token_bytes(token)) for token in prompt))
+    ends = {bisect_right(places, len(text[: _num_shared(prefix, text)].encode())) for prefix in rendered}
+    return tuple(sorted(ends - {0}))
 
 
 def _render_prefix(wanted: TurnRequest, number: int, render: Render) -> str:
@@ -62,12 +54,8 @@ def _render_prefix(wanted: TurnRequest, number: int, render: Render) -> str:
         return ""
 
 
-def _shared_text(prefix: str, text: str) -> int:
-    return len(prefix) if text.startswith(prefix) else shared_length(prefix, text)
-
-
-def shared_length(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many leading items two sequences share."""
+def _num_shared(one: str, other: str) -> int:
+    """Leading characters that are equal."""
     low, high = 0, min(len(one), len(other))
     if one[:high] == other[:high]:
         return high
