@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from braid.policy.agents.program import Program, ProgramId
+from braid.policy.agents.program import COMMON_OWNER, Program, ProgramId
 
 MAX_PROGRAMS = 4096
 
@@ -62,7 +62,9 @@ class ProgramTable:
         """Keys that several programs have."""
 
     def __len__(self) -> int:
-        return self._num_programs
+        """Programs without the prefixes that they share."""
+        commons = self._owners.get(COMMON_OWNER)
+        return self._num_programs - (0 if commons is None else len(commons.programs))
 
     def watch(self, watcher: KeyWatcher) -> None:
         self._watchers.append(watcher)
@@ -77,7 +79,7 @@ class ProgramTable:
 
     def owners(self) -> list[str]:
         """Those that have programs."""
-        return list(self._owners)
+        return [owner for owner in self._owners if owner != COMMON_OWNER]
 
     def of(self, owner: str) -> Iterator[Program]:
         """An owner's programs, the latest used first."""

@@ -17,6 +17,7 @@ from braid.policy.agents.policy import Fate, Keep
 from braid.policy.agents.policy import Retention as RetentionPolicy
 from braid.policy.agents.program import Finish, Program, ProgramId
 from braid.sched.block_pool import BlockPool
+from braid.sched.commons import Commons
 from braid.sched.entry import Entry
 from braid.sched.holds import Holds
 from braid.sched.leases import Leases
@@ -79,6 +80,9 @@ class Retention:
         self.holds = Holds(pool)
         self.protections = Protections(pool.num_blocks)
         self._ranks = ranks
+        self._commons: Commons | None = None
+        if ranks is not None and policy.is_ranked:
+            self._commons = Commons(policy, programs, ranks, pool.num_blocks)
         self._transfers = transfers
         self.kept: Counter[str] = Counter()
         """What became of what was kept: ``handed over``, ``lost`` (to others, before the program came back),
@@ -123,6 +127,8 @@ class Retention:
         program.num_running += 1
         self.holds.end(program)
         self._changed(program, now)
+        if self._commons is not None and request.first_scheduled_time is None and entry.answer is None:
+            self._left(self._commons.started(entry, num_found, now), now)
         if not program.num_turns or request.first_scheduled_time is not None:
             return
         found = min(1.0, num_found / entry.reusable) if entry.reusable else 1.0
@@ -259,6 +265,8 @@ class Retention:
         self.leases.check_integrity()
         self.holds.check_integrity()
         self.protections.check_integrity()
+        if self._commons is not None:
+            self._commons.check_integrity()
         if self._ranks is not None:
             self._ranks.check_integrity()
 

@@ -14,6 +14,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from itertools import accumulate, pairwise
 from operator import add, mul
 
+from braid.policy.agents.program import COMMON_TOOL
+
 MIN_S, MAX_S = 0.01, 86_400.0
 BINS_PER_DECADE = 6
 DECADES = 7
@@ -110,19 +112,21 @@ class GapModel:
 
     def add(self, seconds: float, kind: str, tool: str | None, program: Hashable) -> None:
         """A program has come back after ``seconds``; its last turn had ended by ``kind`` (with a call of ``tool``)."""
-        self._all.add(seconds)
+        if tool != COMMON_TOOL:
+            self._all.add(seconds)
         for key in _keys(kind, tool, program):
             self._level(key).add(seconds)
 
     def add_never(self, kind: str, tool: str | None) -> None:
         """A program whose last turn had ended so has not come back. That says nothing about its own habits."""
-        self._all.count(NEVER)
+        if tool != COMMON_TOOL:
+            self._all.count(NEVER)
         for key in _keys(kind, tool, None):
             self._level(key).count(NEVER)
 
     def shares(self, kind: str, tool: str | None, program: Hashable) -> list[float]:
         """Of the bins and of ``NEVER``: what to expect of a turn that has ended so."""
-        shares = self._all.shrunk_to(PRIOR, self._weight)
+        shares = list(PRIOR) if tool == COMMON_TOOL else self._all.shrunk_to(PRIOR, self._weight)
         for key in _keys(kind, tool, program):
             histogram = self._levels.get(key)
             if histogram is not None:
@@ -165,7 +169,8 @@ class GapModel:
 
 
 def _keys(kind: str, tool: str | None, program: Hashable) -> list[tuple[str, Hashable]]:
-    named: list[tuple[str, Hashable]] = [("kind", kind)]
+    """Prefixes that programs share have no kind: what is seen of them says nothing of programs."""
+    named: list[tuple[str, Hashable]] = [] if tool == COMMON_TOOL else [("kind", kind)]
     if tool is not None:
         named.append(("tool", tool))
     return named if program is None else [*named, ("program", program)]

@@ -17,6 +17,12 @@ class ProgramId(NamedTuple):
     program: str
 
 
+COMMON_OWNER = "\0"
+COMMON_TOOL = "\0"
+"""Of what is no program, but a prefix that many of them begin with, and told to policies as if it were one: see
+``braid.sched.commons``. Neither is printable, as clients' names are."""
+
+
 class Finish(StrEnum):
     """How a turn ended, as far as it tells when the next one comes."""
 
