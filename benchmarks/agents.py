@@ -95,10 +95,10 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--rate", type=float, default=1.0, help="programs that start per second, on average")
     parser.add_argument("--kv-cache-memory", help="so small that memory is short")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--context", type=float, default=0.005, help="factor on recorded prompt tokens")
     parser.add_argument("--output", type=float, default=0.1, help="factor on recorded answers")
-    parser.add_argument("--gap", type=float, default=0.1, help="factor on recorded gaps")
+    parser.add_argument("--gap", type=float, default=0.2, help="factor on recorded gaps")
     parser.add_argument("--max-turns", type=int, default=7)
     parser.add_argument("--max-tokens", type=int, default=700, help="of a program's whole history, about")
     parser.add_argument("--max-gap-s", type=float, default=5.0)
@@ -115,7 +115,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     kinds.add_argument("--light", action="store_true", help="two programs, no pressure: braid beside lru")
     kinds.add_argument("--peers-workload", action="store_true", help="what other engines were given")
     options, more = parser.parse_known_args()
-    usual = {"programs": 20, "rounds": 3, "kv_cache_memory": "68MiB", "policies": POLICIES}
+    usual = {"programs": 16, "rounds": 3, "kv_cache_memory": "57MiB", "policies": POLICIES}
     usual |= QUICK if options.quick else LIGHT if options.light else PEERS if options.peers_workload else {}
     for name, value in usual.items():
         if getattr(options, name) in (None, False):

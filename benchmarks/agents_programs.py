@@ -99,12 +99,12 @@ def lognormal(median: float, p90: float) -> Callable[[random.Random], float]:
 
 
 def synthetic(num: int, seed: int, scale: Scale) -> list[Course]:
-    """Without a trace: 6 to 8 turns, 240 tokens first, 48 a turn, gaps of LMCache's median and 90th percentile."""
+    """Without a trace: 5 to 7 turns, 120 tokens first, 32 a turn, gaps of LMCache's median and 90th percentile."""
     rng, gap = random.Random(f"synthetic {seed}"), lognormal(LMCACHE_GAP_P50, LMCACHE_GAP_P90)
     courses = []
     for _ in range(num):
-        turns = rng.randint(6, 8)
-        lengths = [round(rng.gauss(240, 40)), *(round(rng.gauss(48, 10)) for _ in range(turns - 1))]
+        turns = rng.randint(5, 7)
+        lengths = [round(rng.gauss(120, 20)), *(round(rng.gauss(32, 6)) for _ in range(turns - 1))]
         steps = [Step(new, MIN_OUT, gap(rng)) for new in lengths]
         courses.append(scaled(steps, scale))
     return courses

@@ -82,8 +82,8 @@ def test_the_workload_of_peers_is_the_one_that_was_handed_down() -> None:
 
 def test_made_up_programs_have_stated_lengths() -> None:
     courses = synthetic(50, 0, Scale())
-    assert all(6 <= len(course) <= 8 for course in courses)
-    assert median(course[0].new for course in courses) == pytest.approx(240, abs=20)
+    assert all(5 <= len(course) <= 7 for course in courses)
+    assert median(course[0].new for course in courses) == pytest.approx(120, abs=12)
 
 
 def test_words_are_a_programs_own() -> None:
