@@ -72,7 +72,7 @@ class Applied(StrEnum):
 
 class Outcome(NamedTuple):
     """What became of one wish, and why it was not simply applied: ``quota``, ``pressure``, ``unsupported``,
-    ``unknown_program`` or ``superseded``."""
+    ``unknown_program``, ``superseded`` or ``invalid``."""
 
     wish: str
     applied: Applied

@@ -17,7 +17,6 @@ from starlette.requests import Request
 from braid import __version__
 from braid.core.constraint import Constraint
 from braid.core.errors import InvalidParameterError
-from braid.core.program import ProgramRef, RetainIntent
 from braid.core.sampling import SamplingParams
 from braid.server.config import ServerContext
 from braid.server.embed import Embedding, EmbedRequest
@@ -63,8 +62,6 @@ class TextRequest:
     return_token_ids: bool = False
     cache_salt: str = ""
     priority: int = 0
-    program: ProgramRef | None = None
-    intent: RetainIntent | None = None
     id_prefix: str = "cmpl-"
     param: str = "prompt"
 
@@ -288,8 +285,6 @@ class Pipeline:
         if told.prompt is None and len(prompts) == 1:
             told = self.programs.look(told, prompts[0], 0)
         plan = self.programs.plan(told)
-        if wanted.program is not None:
-            plan = plan._replace(program=wanted.program)
         record.program = plan.program
         call = Call(
             id=f"{wanted.id_prefix}{uuid.uuid4().hex}",
@@ -304,7 +299,7 @@ class Pipeline:
             keep_special=keep_special,
             priority=wanted.priority,
             program=plan.program,
-            intent=wanted.intent or told.intent,
+            intent=told.intent,
         )
         return call, plan
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from braid.core.constraint import Constraint
-from braid.core.program import ProgramRef, RetainIntent
 from braid.core.sampling import SamplingParams
 from braid.server.decode import ChoiceDelta, Token
 from braid.server.generate import Generation
@@ -50,8 +49,6 @@ class TurnRequest:
     return_token_ids: bool = False
     cache_salt: str = ""
     priority: int = 0
-    program: ProgramRef | None = None
-    intent: RetainIntent | None = None
     breakpoints: tuple[int, ...] = ()
     size: int = 0
     id_prefix: str = "chatcmpl-"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -33,16 +33,9 @@ from braid.server.turn import Message
 ID_PREFIX = "toolu_"
 """Of tool calls in this dialect. Templates see ids without it: as the model's reader made them."""
 MAX_MARKS = 4
-_TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
+_TTLS = ("5m", "1h")
 _ROLES = ("user", "assistant", "system")
 _ASSISTANT_BLOCKS = "text, thinking, redacted_thinking, tool_use"
-
-
-class CacheMark(NamedTuple):
-    """A prefix that the client wants kept: the first ``num_messages`` messages, for ``ttl_s`` seconds."""
-
-    num_messages: int
-    ttl_s: float
 
 
 @dataclass(slots=True)
@@ -51,20 +44,20 @@ class Conversation:
 
     Args:
         messages: OpenAI's form.
-        marks: by rising ``num_messages``.
+        marks: of every prefix that the client wants kept the number of its messages.
         prefill: the last message is the beginning of the answer.
         num_stripped: billing lines left out.
     """
 
     messages: list[Message] = field(default_factory=list)
-    marks: list[CacheMark] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
     prefill: bool = False
     num_stripped: int = 0
 
     @property
     def breakpoints(self) -> tuple[int, ...]:
         """Ends of the marked prefixes, in messages, rising."""
-        return tuple(sorted({mark.num_messages for mark in self.marks}))
+        return tuple(sorted(set(self.marks)))
 
 
 def read_conversation(
@@ -114,7 +107,6 @@ class _Reader:
         if self._num_marks > MAX_MARKS:
             message = f"at most {MAX_MARKS} blocks may have cache_control, got {self._num_marks}"
             raise InvalidParameterError(message, param="cache_control")
-        out.marks.sort()
         return out
 
     def turn(self, role: str, blocks: list[Placed]) -> None:
@@ -213,10 +205,10 @@ class _Reader:
             return
         where = f"{placed.where}.cache_control".removeprefix(".")
         self._num_marks += 1
-        ttl = _ttl(control, where)
+        _check_control(control, where)
         num_messages = len(self._out.messages) if at is None else at
         if num_messages:
-            self._out.marks.append(CacheMark(num_messages, ttl))
+            self._out.marks.append(num_messages)
 
 
 def _checked(message: Block, where: str) -> tuple[str, list[Placed]]:
@@ -228,11 +220,9 @@ def _checked(message: Block, where: str) -> tuple[str, list[Placed]]:
     return role, list(blocks_of(message["content"], f"{where}.content"))
 
 
-def _ttl(control: object, where: str) -> float:
+def _check_control(control: object, where: str) -> None:
     kind = control.get("type") if isinstance(control, dict) else None
     ttl = control.get("ttl") if isinstance(control, dict) else None
-    ttl = "5m" if ttl is None else ttl
-    if kind != "ephemeral" or not isinstance(ttl, str) or ttl not in _TTL_SECONDS:
-        message = f"{where} must have type 'ephemeral' and a ttl of {' or '.join(_TTL_SECONDS)}"
+    if kind != "ephemeral" or ttl not in (None, *_TTLS):
+        message = f"{where} must have type 'ephemeral' and a ttl of {' or '.join(_TTLS)}"
         raise InvalidParameterError(message, param="cache_control")
-    return _TTL_SECONDS[ttl]

@@ -321,10 +321,14 @@ _GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("kv_blocks", "KV blocks", lambda stats: stats.num_blocks),
     (
         "kv_blocks_free",
-        "KV blocks that can be granted now, cached ones included",
+        "KV blocks that can be granted now, cached and leased ones included",
         lambda s: s.num_free_blocks,
     ),
-    ("kv_blocks_cached", "KV blocks kept for reuse", lambda stats: stats.num_cached_blocks),
+    (
+        "kv_blocks_cached",
+        "KV blocks that can be found again, in use or not",
+        lambda stats: stats.num_cached_blocks,
+    ),
     ("kv_blocks_leased", "KV blocks held by leases", lambda stats: stats.num_leased_blocks),
     ("leases", "Leases held", lambda stats: stats.num_leases),
     ("programs", "Programs whose latest turn is remembered", lambda stats: stats.num_programs),

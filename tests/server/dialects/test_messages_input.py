@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from braid.core.errors import InvalidParameterError
 from braid.server.dialects.messages_input import (
-    CacheMark,
     Conversation,
     read_conversation,
     without_volatile_line,
@@ -172,14 +171,13 @@ class TestCacheMarks:
             user({**RESULT, "cache_control": MARK}, text("a"), text("b", cache_control=hour)),
             system=[text("s", cache_control=hour)],
         )
-        assert talk.marks == [CacheMark(1, 3600.0), CacheMark(4, 300.0), CacheMark(5, 3600.0)]
         assert talk.breakpoints == (1, 4, 5)
 
     def test_tools_and_top_level(self) -> None:
         talk = read(
             user(text("a")), tools=[{"name": "x", "cache_control": MARK}], cache_control=MARK, system="s"
         )
-        assert talk.marks == [CacheMark(1, 300.0), CacheMark(2, 300.0)]
+        assert talk.breakpoints == (1, 2)
 
     def test_equal_ends_are_one_breakpoint(self) -> None:
         talk = read(user(text("a", cache_control=MARK), text("b", cache_control=MARK)), cache_control=MARK)
