@@ -609,6 +609,8 @@ class Scheduler:
             key = entry.keys[index]
             self._pool.publish(request.block_ids[index], key)
             self._waiting.resolve(entry, key)
+        if self._transfers is not None:
+            self._transfers.store_early(entry.program, entry.keys, first, last)
 
     def _defer(self, entry: Entry, end: int) -> None:
         """Nothing was chosen after token ``end - 1``: it is computed once more, to be asked again."""
@@ -657,6 +659,8 @@ class Scheduler:
         """End one request whose step went wrong; nobody else may read the blocks that it filled from now on."""
         request = entry.request
         self._pool.withdraw(request.block_ids[entry.num_shared_blocks :])
+        if self._transfers is not None:
+            self._transfers.withdraw(self._computed_keys(entry)[entry.num_shared_blocks :])
         self._end(entry, FinishReason.ERROR, now, error=error)
         cached, times = request.num_cached_tokens, request.times()
         return Delta(

@@ -29,6 +29,8 @@ class LowerTier:
         self._writing: dict[bytes, int] = {}
         self._reading: dict[bytes, int] = {}
         """How many read it."""
+        self._withdrawn: dict[bytes, int] = {}
+        """Slots that are found no more, but still read."""
         for slot, key in kept:
             assert 0 <= slot < num_slots, f"slot {slot} of {num_slots}"
             self._ready[key] = slot
@@ -81,6 +83,8 @@ class LowerTier:
         self._reading[key] -= 1
         if not self._reading[key]:
             del self._reading[key]
+            if key in self._withdrawn:
+                self._free.append(self._withdrawn.pop(key))
         if is_good:
             self.num_loaded += 1
             return
@@ -88,6 +92,17 @@ class LowerTier:
         slot = self._ready.pop(key, None)
         if slot is not None:
             self._free.append(slot)
+
+    def withdraw(self, keys: Iterable[bytes]) -> None:
+        """Their content is not to be trusted: they are found no more. Those being written are their writer's affair."""
+        for key in keys:
+            slot = self._ready.pop(key, None)
+            if slot is None:
+                continue
+            if key in self._reading and key not in self._withdrawn:
+                self._withdrawn[key] = slot
+            else:
+                self._free.append(slot)
 
     def touch(self, chain: tuple[bytes, ...]) -> None:
         """A chain was used: its end goes before its beginning."""
@@ -105,7 +120,7 @@ class LowerTier:
         """It cannot be used any more: nothing is found, and no slot is given."""
         self.num_slots = 0
         self._free.clear()
-        for keys in (self._ready, self._writing, self._reading):
+        for keys in (self._ready, self._writing, self._reading, self._withdrawn):
             keys.clear()
 
     def counts(self) -> Mapping[str, int]:
@@ -125,10 +140,12 @@ class LowerTier:
         Raises:
             AssertionError: naming what does not add up; a bug in Braid.
         """
-        slots = [*self._free, *self._ready.values(), *self._writing.values()]
+        slots = [*self._free, *self._ready.values(), *self._writing.values(), *self._withdrawn.values()]
         assert sorted(slots) == list(range(self.num_slots)), "a slot is lost or counted twice"
         assert not self._ready.keys() & self._writing.keys(), "a key has two slots"
-        assert self._reading.keys() <= self._ready.keys(), "what is not there is being read"
+        there = self._ready.keys() | self._withdrawn.keys()
+        assert self._reading.keys() <= there, "what is not there is being read"
+        assert self._withdrawn.keys() <= self._reading.keys(), "a slot waits for nobody"
 
     def _evict(self) -> int | None:
         for key in self._ready:

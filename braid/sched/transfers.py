@@ -1,10 +1,11 @@
 """Which blocks are copied to the tiers below, and which come back up. Steps of the lane ``tier``.
 
 Rules:
-    1. What programs leave is copied down behind their backs: a block that is evicted later is not lost, and its
-       eviction needs no copy. A copy that is under way changes nothing but that its block is not evicted meanwhile.
-    2. Loads go before stores. One for a request that could start now may evict idle blocks, as the request would; any
-       other fills blocks only that hold nothing.
+    1. What programs leave is copied down behind their backs, and where memory is short what their turns make is, too: a
+       block that is evicted later is not lost, and its eviction needs no copy. A copy that is under way changes nothing
+       but that its block is not evicted meanwhile.
+    2. Loads go before stores, but not twice running where both wait. One for a request that could start now may evict
+       idle blocks, as the request would; any other fills blocks only that hold nothing.
     3. Blocks come up as a chain from its beginning; where one fails, the rest of its load is given up.
     4. A load gives its blocks back where a running request finds none; those that a step in flight writes when that
        is over. Whoever waits for a load is in line again as soon as the load is over, however it ends.
@@ -31,6 +32,8 @@ STORE_BATCH = 32
 """Blocks of one step: a load waits for no more than the store that is under way."""
 POOL_SHARE = 16
 """A store locks at most one part in so many of the device's blocks."""
+EARLY_SHARE = 2
+"""Where fewer than one part in so many of the device's blocks is free, turns are copied while they run."""
 PROBE_EVERY = 64
 PROBE_BLOCKS = 8
 """Of the loads that seem to take too long, one in so many is tried all the same, so many blocks of it: what was slow
@@ -67,13 +70,14 @@ class Load:
 class Store:
     """A chain on its way down, of which ``num_seen`` keys need nothing more to be done.
 
-    ``leaving`` are keys whose blocks are the first to be evicted afterwards.
+    ``leaving`` are keys whose blocks are the first to be evicted afterwards. An early one is of a turn that still runs.
     """
 
     program: Program
     keys: tuple[bytes, ...]
     leaving: tuple[bytes, ...] = ()
     num_seen: int = 0
+    is_early: bool = False
 
 
 class Writer:
@@ -89,6 +93,15 @@ class Writer:
     def add(self, program: Program, keys: tuple[bytes, ...], leaving: tuple[bytes, ...]) -> None:
         """Instead of what was to be copied for the program before."""
         self._stores[program] = Store(program, keys[: self.tier.num_slots], leaving)
+
+    def add_early(self, program: Program, keys: Sequence[bytes], first: int) -> None:
+        """The keys from ``first`` on are new in a chain that still grows; those before are left to ``add``."""
+        pending = self._stores.get(program)
+        if pending is not None:
+            first = min(first, pending.num_seen)
+        keys = tuple(keys[: self.tier.num_slots])
+        if first < len(keys):
+            self._stores[program] = Store(program, keys, num_seen=first, is_early=True)
 
     def forget(self, program: Program) -> None:
         self._stores.pop(program, None)
@@ -108,7 +121,8 @@ class Writer:
                 break
             if store.num_seen == len(store.keys):
                 del self._stores[store.program]
-                self._seen.append(store)
+                if not store.is_early:
+                    self._seen.append(store)
         return moves
 
     def seen(self) -> list[Store]:
@@ -118,7 +132,7 @@ class Writer:
 
     def _take(self, store: Store, moves: list[Move], limit: int) -> bool:
         """Append one store's moves; False if the tier has no slot now."""
-        if not store.num_seen:
+        if not store.num_seen and not store.is_early:
             self.tier.touch(store.keys)  # what it has of the chain is not to make room for the rest
         while store.num_seen < len(store.keys) and len(moves) < limit:
             key = store.keys[store.num_seen]
@@ -162,6 +176,7 @@ class Transfers:
         self._flight: tuple[StepPlan, Load | None] | None = None
         self._flight_ends = inf
         self._num_steps = self._num_unpaid = 0
+        self._was_load = False
         self._store_batch = min(STORE_BATCH, max(1, pool.num_blocks // POOL_SHARE))
 
     # -- what programs leave -------------------------------------------------------------------------------
@@ -170,6 +185,18 @@ class Transfers:
         """Copy down what a program has, ``leaving`` of which is the first to be evicted then."""
         for writer in self._writers:
             writer.add(program, program.keys, leaving)
+
+    def store_early(self, program: Program, keys: Sequence[bytes], first: int, end: int) -> None:
+        """A turn that runs has made blocks ``keys[first:end]``. Where running turns have most of the device, what they
+        leave would be evicted before it could be copied."""
+        if program.id is not None and self._pool.num_free < self._pool.num_blocks // EARLY_SHARE:
+            for writer in self._writers:
+                writer.add_early(program, keys[:end], first)
+
+    def withdraw(self, keys: Sequence[bytes]) -> None:
+        """What has been copied of these is not to be trusted."""
+        for tier in self.tiers.values():
+            tier.withdraw(keys)
 
     def forget(self, program: Program) -> None:
         """Nothing of it is to be copied any more."""
@@ -276,8 +303,13 @@ class Transfers:
         """The next step, or None if there is nothing to copy."""
         assert self._flight is None, f"a step of lane {TIER!r} is in flight"
         self._settle_stores()
-        moves, load = self._next_load()
-        moves = moves or self._next_stores()
+        moves = self._next_stores() if self._was_load else []
+        load: Load | None = None
+        if not moves:
+            moves, load = self._next_load()
+        if not moves and not self._was_load:
+            moves = self._next_stores()
+        self._was_load = load is not None
         if not moves:
             self._settle_stores()
             return None

@@ -65,6 +65,22 @@ def test_nothing_is_written_over_what_is_read_or_written() -> None:
     assert tier.reserve(key(3)) == first
 
 
+def test_what_is_withdrawn_is_found_no_more_and_its_slot_waits_for_readers() -> None:
+    tier = LowerTier("disk", 2)
+    stored(tier, 1, 2)
+    tier.acquire(key(1))
+    tier.withdraw([key(1), key(2), key(3)])
+    tier.check_integrity()
+    assert tier.find(key(1)) is tier.find(key(2)) is None
+    assert tier.reserve(key(1)) is not None
+    assert tier.reserve(key(4)) is None
+    tier.publish(key(1))
+    tier.release(key(1), is_good=True)
+    tier.check_integrity()
+    assert tier.reserve(key(4)) is not None
+    assert tier.find(key(1)) is not None
+
+
 def test_what_is_not_what_it_should_be_is_found_no_more() -> None:
     tier = LowerTier("disk", 2)
     stored(tier, 1)
@@ -102,9 +118,12 @@ def test_a_closed_tier_takes_and_gives_nothing() -> None:
     num_slots=st.integers(1, 6),
     steps=st.lists(
         st.tuples(
-            st.sampled_from(["reserve", "publish", "cancel", "acquire", "good", "bad", "touch", "demote"]),
-            st.integers(0, 9),
+            st.sampled_from(
+                ["reserve", "publish", "cancel", "acquire", "good", "bad", "touch", "demote", "withdraw"]
+            ),
+            st.integers(0, 2),
         ),
+        min_size=40,
         max_size=80,
     ),
 )
@@ -112,6 +131,8 @@ def test_no_slot_is_ever_lost_or_used_twice(num_slots: int, steps: list[tuple[st
     tier = LowerTier("disk", num_slots)
     writing: dict[int, int] = {}
     reading: dict[int, int] = {}
+    lasting: set[int] = set()
+    """Being read, and not withdrawn since."""
     for verb, number in steps:
         name = key(number)
         if verb == "reserve" and name not in tier:
@@ -126,16 +147,23 @@ def test_no_slot_is_ever_lost_or_used_twice(num_slots: int, steps: list[tuple[st
             assert tier.find(name) == (slot if verb == "publish" else None)
         elif verb == "acquire" and tier.find(name) is not None and number not in reading:
             reading[number] = tier.acquire(name)
+            lasting.add(number)
         elif verb in ("good", "bad") and number in reading:
             del reading[number]
             tier.release(name, is_good=verb == "good")
-            assert (tier.find(name) is not None) == (verb == "good")
+            assert verb == "good" or tier.find(name) is None
+            assert verb == "bad" or number not in lasting or tier.find(name) is not None
+            lasting.discard(number)
+        elif verb == "withdraw":
+            tier.withdraw([name])
+            assert tier.find(name) is None
+            lasting.discard(number)
         elif verb == "touch":
             tier.touch((name, key(number + 1)))
         elif verb == "demote":
             tier.demote((name,))
         tier.check_integrity()
-        assert all(tier.find(key(n)) == slot for n, slot in reading.items())
+        assert all(tier.find(key(n)) == reading[n] for n in lasting)
 
 
 def test_a_kept_slot_beyond_the_tier_is_a_bug() -> None:

@@ -564,3 +564,77 @@ def test_programs_whose_blocks_live_below_are_known(make_crank) -> None:
         for index in range(10):
             turn(crank, str(index), range(100 * index, 100 * index + 37))
         assert len(crank.scheduler.programs("o", 99, crank.now)) == num_known
+
+
+def test_turns_are_copied_while_they_run_where_memory_is_short(crank, copier) -> None:
+    request = crank.add("p", range(41), max_tokens=4, program=ref("p"))
+    for _ in range(2):
+        crank.step()
+    copier.drain()
+    assert disk(crank)["stored"] == request.num_computed_tokens // 4 == 8
+    crank.run()
+    copier.drain()
+    assert disk(crank)["stored"] == 11
+    assert disk(crank)["evicted"] == 0
+
+
+def test_turns_in_nobodys_way_are_copied_when_they_are_over(crank, copier) -> None:
+    crank.add("p", range(28), max_tokens=4, program=ref("p"))
+    crank.add("stranger", 1, max_tokens=4)
+    for _ in range(3):
+        crank.step()
+    assert copier.plan() is None
+    crank.run()
+    copier.drain()
+    assert disk(crank)["stored"] == 7
+
+
+def test_what_a_failed_turn_made_is_not_found_below(crank, copier) -> None:
+    turn(crank, "p", range(13))
+    copier.drain()
+    crank.add("bad", range(41), max_tokens=4, program=ref("p"))
+    crank.step()
+    copier.drain()
+    assert disk(crank)["used"] == 7
+    plan = crank.plan()
+    copying = copier.plan()
+    assert copying is None
+    crank.finish(plan, errors={"bad": "injected"})
+    copier.drain()
+    assert disk(crank)["used"] == 3
+    fill(crank, 16)
+    again = crank.add("again", range(41), max_tokens=1, program=ref("p"))
+    crank.plan()
+    copier.drain()
+    crank.run()
+    assert again.num_cached_tokens == 12
+
+
+def test_copies_of_a_turn_that_fails_meanwhile_are_not_found(crank, copier) -> None:
+    crank.add("bad", range(41), max_tokens=4, program=ref("p"))
+    crank.step()
+    copying = copier.plan()
+    plan = crank.plan()
+    crank.finish(plan, errors={"bad": "injected"})
+    result = StepResult(copying.step_id, TIER, 0.0, 0.01, {})
+    crank.scheduler.update(result, crank.now)
+    crank.scheduler.check_integrity()
+    copier.drain()
+    assert disk(crank)["used"] == disk(crank)["stored"] == 0
+
+
+def test_loads_and_stores_take_turns(make_crank, monkeypatch) -> None:
+    monkeypatch.setattr("braid.sched.transfers.LOAD_BATCH", 1)
+    crank = make_crank(max_model_len=64, num_disk_blocks=32)
+    copier = Copier(crank)
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    turn(crank, "q", range(50, 63))
+    crank.add("again", range(14), max_tokens=1, program=ref("p"))
+    assert crank.plan() is None
+    kinds = []
+    while (plan := copier.plan()) is not None:
+        kinds.append(plan.moves[0].is_load)
+        copier.finish(plan)
+    assert kinds == [True, False] * 3
