@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +46,8 @@ ORIGINS = {
 HEADLINES = ("weka", "lmcache", "weka-host", "lmcache-host")
 COMPARED = (*HEADLINES, "swe-bench-0.02", "swe-bench-0.03", "swe-bench-0.05", "swe-bench-0.1", "bfcl")
 TOKENS_OF = ("lru", "resident-first", "continuum", "braid")
-WIDEST = 150
+WAITS_S = (1, 10, 60, 300, 900, 3600, 4 * 3600, 12 * 3600)
+WIDEST = 180
 
 
 def show_study(name: str, study: Mapping[str, Any]) -> None:
@@ -63,7 +64,7 @@ def show_study(name: str, study: Mapping[str, Any]) -> None:
         "again / new", "hits", "preempted",
     )  # fmt: skip
     for head in heads:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for variant, numbers in study["policies"].items():
         table.add_row(variant, *_cells(numbers))
     _print(table)
@@ -124,7 +125,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     """JCT by policy and study, waits for first tokens, tokens by origin, the sweep of eta, and the ablations."""
     studies = result["studies"]
     with in_style():
-        figure, axes = new_figure(3, 2, 12.0)
+        figure, axes = new_figure(3, 2, 12.5)
+        figure.subplots_adjust(hspace=0.42)  # names of policies stand upright under one of the rows
         grid = axes[0, 0].get_gridspec()
         for axis in axes[0]:
             axis.remove()
@@ -147,7 +149,8 @@ def _gains(axis: Any, studies: Mapping[str, Any]) -> None:
         _points(axis, at, found, COLOURS[policy], policy)
     _categories(axis, names)
     _factors(axis.yaxis, axis)
-    axis.legend(loc="upper right", ncols=3, fontsize=8.5)
+    axis.set_ylim(top=1.35 * axis.dataLim.y1)
+    axis.legend(loc="upper center", ncols=6, fontsize=8.5)
 
 
 def _waits(axis: Any, studies: Mapping[str, Any]) -> None:
@@ -166,8 +169,9 @@ def _waits(axis: Any, studies: Mapping[str, Any]) -> None:
                 )
     _categories(axis, names)
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(FixedLocator(WAITS_S))
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
-    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _tokens(axis: Any, studies: Mapping[str, Any]) -> None:
@@ -199,12 +203,17 @@ def _tokens(axis: Any, studies: Mapping[str, Any]) -> None:
 def _etas(axis: Any, studies: Mapping[str, Any]) -> None:
     axis.set_title("mean JCT of lru / the policy, by eta")
     etas = sorted(float(name.removeprefix("eta-")) for name in studies if name.startswith("eta-"))
+    axis.set_visible(bool(etas))
     axis.axhline(1.0, color=SOFT, linewidth=1.2)
+    shown: list[Mapping[str, Any] | None] = []
     for policy in COLOURS:
         found = [_figure(studies[f"eta-{eta:g}"], policy, "lru", "gain") for eta in etas]
+        shown += found
         if policy != "lru" and any(found):
             _points(axis, etas, found, COLOURS[policy], policy, joined=True)
     axis.set_xlabel("eta of the turn counts; 1: all equally long, 0: the past tells nothing", fontsize=8.5)
+    values = [each["value"] for each in shown if each is not None]
+    axis.set_ylim(0, 1.35 * max([1.0, *values]))  # a wide interval is cut, not the lines pressed
     if etas:
         axis.legend(fontsize=8.5)
 
@@ -228,9 +237,11 @@ def _ablations(axis: Any, studies: Mapping[str, Any]) -> None:
                     markeredgecolor=BLUE,
                     markersize=5,
                 )
+    axis.set_visible(bool(names))
     axis.axvline(1.0, color=SOFT, linewidth=1.2)
-    axis.set_yticks(range(len(names)), names, fontsize=7.5)
-    axis.invert_yaxis()
+    short = [name.replace("braid-without-", "no ").replace("lru-with-", "only ") for name in names]
+    axis.set_yticks(range(len(names)), short, fontsize=8)
+    axis.set_ylim(len(names) - 0.5, -0.5)
     _factors(axis.xaxis, axis)
 
 
@@ -263,7 +274,8 @@ def _categories(axis: Any, names: Sequence[str]) -> None:
 def _factors(side: Any, axis: Any) -> None:
     """A logarithmic axis of ratios."""
     axis.set_yscale("log") if side is axis.yaxis else axis.set_xscale("log")
-    side.set_major_locator(FixedLocator([0.25, 0.5, 0.8, 1, 1.25, 2, 3, 4, 6, 8, 12]))
+    side.set_major_locator(FixedLocator([0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12]))
+    side.set_tick_params(labelsize=8)
     side.set_minor_locator(NullLocator())
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
 
