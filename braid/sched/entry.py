@@ -56,6 +56,8 @@ class Entry:
     """Whether blocks were copied up when it could start, since it began to wait: once is enough."""
     prefetch_room: int | None = 1
     """With so many empty blocks it is worth a look whether any could come up before it can start; None: no more."""
+    num_stored_early: int = 0
+    """Blocks whose copies down were asked for while it runs."""
     answer: PromptAnswer | None = None
     """What is wanted of the prompt itself, until it has been handed out; while it is there, no prefix is shared in."""
 
@@ -74,9 +76,9 @@ class Entry:
         self.num_host_blocks += num_host
         self.num_disk_blocks += num_disk
 
-    def forget_loads(self) -> None:
-        """It begins to wait anew."""
-        self.has_loaded, self.prefetch_room = False, 1
+    def wait_anew(self) -> None:
+        """It has given its blocks up."""
+        self.has_loaded, self.prefetch_room, self.num_stored_early = False, 1, 0
         self.num_host_blocks = self.num_disk_blocks = self.first_loaded = 0
 
     def sample_spec(self) -> SampleSpec:

@@ -387,7 +387,7 @@ class Scheduler:
         victim.status = Status.PREEMPTED
         victim.num_computed_tokens = 0
         victim.num_preemptions += 1
-        entry.forget_loads()
+        entry.wait_anew()
         self._num_preemptions += 1
         self._waiting.add(entry)
         return victim.request_id
@@ -610,7 +610,7 @@ class Scheduler:
             self._pool.publish(request.block_ids[index], key)
             self._waiting.resolve(entry, key)
         if self._transfers is not None:
-            self._transfers.store_early(entry.program, entry.keys, first, last)
+            self._transfers.store_early(entry, last)
 
     def _defer(self, entry: Entry, end: int) -> None:
         """Nothing was chosen after token ``end - 1``: it is computed once more, to be asked again."""

@@ -186,12 +186,14 @@ class Transfers:
         for writer in self._writers:
             writer.add(program, program.keys, leaving)
 
-    def store_early(self, program: Program, keys: Sequence[bytes], first: int, end: int) -> None:
-        """A turn that runs has made blocks ``keys[first:end]``. Where running turns have most of the device, what they
-        leave would be evicted before it could be copied."""
-        if program.id is not None and self._pool.num_free < self._pool.num_blocks // EARLY_SHARE:
-            for writer in self._writers:
-                writer.add_early(program, keys[:end], first)
+    def store_early(self, entry: Entry, count: int) -> None:
+        """A turn that runs has ``count`` blocks with content now. Where running turns have most of the device, what they
+        leave could be evicted before it is copied."""
+        if entry.program.id is None or self._pool.num_free >= self._pool.num_blocks // EARLY_SHARE:
+            return
+        first, entry.num_stored_early = entry.num_stored_early, count
+        for writer in self._writers:
+            writer.add_early(entry.program, entry.keys[:count], first)
 
     def withdraw(self, keys: Sequence[bytes]) -> None:
         """What has been copied of these is not to be trusted."""

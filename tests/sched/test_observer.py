@@ -179,7 +179,7 @@ def test_what_came_up_and_went_again_is_no_reload(new_request: Any) -> None:
     entry.count_loaded(3, 0, 2)
     assert entry.first_loaded == 2, "it came up in two parts"
     assert Tally(4).started(entry, 6)[:3] == (8, 4, 12)
-    entry.forget_loads()
+    entry.wait_anew()
     assert Tally(4).started(entry, 6)[:3] == (24, 0, 0)
 
 

@@ -638,3 +638,15 @@ def test_loads_and_stores_take_turns(make_crank, monkeypatch) -> None:
         kinds.append(plan.moves[0].is_load)
         copier.finish(plan)
     assert kinds == [True, False] * 3
+
+
+def test_what_a_turn_made_before_memory_was_short_is_copied_too(crank, copier) -> None:
+    crank.add("p", range(24), max_tokens=8, program=ref("p"))
+    for _ in range(3):
+        crank.step()
+    assert copier.plan() is None
+    crank.add("stranger", 12, max_tokens=8)
+    for _ in range(4):
+        crank.step()
+    copier.drain()
+    assert disk(crank)["stored"] == 7
