@@ -88,8 +88,7 @@ class RankedBlocks:
         depth -= 1
         keys = group.program.keys
         if 0 <= depth < len(keys) and keys[depth] == key and self._groups.get(group.program) is group:
-            group.blocks[depth] = block
-            self._homes[block] = self._latest = (group, depth)
+            self._put_into(group, depth, block)
         else:
             self._settle(block, key)
 
@@ -156,7 +155,9 @@ class RankedBlocks:
         if group is None:
             group = self._groups[program] = Group(program)
             self._enqueue(group)
-        depth = self._programs.depth(key)
+        self._put_into(group, self._programs.depth(key), block)
+
+    def _put_into(self, group: Group, depth: int, block: int) -> None:
         group.blocks[depth] = block
         if depth > group.deepest:
             group.deepest = depth

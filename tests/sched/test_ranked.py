@@ -168,6 +168,17 @@ paths = st.text("ab", min_size=1, max_size=5)
 names = st.sampled_from("pqrstu")
 
 
+def test_the_end_of_a_chain_is_found_again_after_it_was_nearer() -> None:
+    world = World()
+    world.turn("p", "abcdef")
+    for path in ("a", "ab", "abcde"):
+        world.idle.add(world.block(path.encode()), path.encode())
+    assert [world.idle.pop(0.0) for _ in range(2)] == [world.block(b"abcde"), world.block(b"ab")]
+    world.idle.add(world.block(b"abcd"), b"abcd")
+    world.idle.check_integrity()
+    assert world.pops() == ["abcd", "a"]
+
+
 class RankedMachine(RuleBasedStateMachine):
     """Programs come, change and go; the model keeps blocks of nobody in a list, and searches all others."""
 
