@@ -73,7 +73,7 @@ class AgentSettings:
     seniority_s: float = 3600.0
     preemption_budget: int = 3
     gate_share: float = 0.8
-    gate_lower_share: float = 0.8
+    gate_lower_share: float = 0.0
     newcomer_s: float = 60.0
     newcomer_share: float = 0.3
     overdue_s: float = 1800.0
