@@ -52,8 +52,8 @@ class Entry:
     """Blocks of its prompt that were copied up for it from a tier below, since it began to wait."""
     first_loaded: int = 0
     """How many blocks are before these."""
-    has_loaded: bool = False
-    """Whether blocks were copied up when it could start, since it began to wait: once is enough."""
+    num_loads: int = 0
+    """How often blocks were copied up because it could start, since it began to wait."""
     prefetch_room: int | None = 1
     """With so many empty blocks it is worth a look whether any could come up before it can start; None: no more."""
     num_stored_early: int = 0
@@ -78,7 +78,7 @@ class Entry:
 
     def wait_anew(self) -> None:
         """It has given its blocks up."""
-        self.has_loaded, self.prefetch_room, self.num_stored_early = False, 1, 0
+        self.num_loads, self.prefetch_room, self.num_stored_early = 0, 1, 0
         self.num_host_blocks = self.num_disk_blocks = self.first_loaded = 0
 
     def sample_spec(self) -> SampleSpec:

@@ -16,7 +16,8 @@ Rules:
     4. At least the last known token is computed, whatever the cache holds: its logits are needed.
     5. Leased blocks count as free wherever somebody needs them; leases are revoked before anybody is preempted.
     6. Who finds no memory for the blocks that were granted is preempted while it runs, and fails before it does.
-    7. A request whose next blocks lie in a tier below waits aside until they are up: once, however that ends.
+    7. A request whose next blocks lie in a tier below waits aside until they are up, and does not hold them then; if
+       others push them out before it starts, it waits again, but not for ever.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ from braid.sched.working_sets import WorkingSets
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
 
+MAX_LOADS = 3
+"""How often a request waits for blocks from below; what is missing then is computed."""
 _NO_MEMORY = "the engine had no memory left for this request"
 
 
@@ -469,7 +472,7 @@ class Scheduler:
             return False
         load = transfers.loading(entry.keys[len(cached)])
         if load is None:
-            if entry.has_loaded:
+            if entry.num_loads == MAX_LOADS:
                 return False
             needed = self._num_needed(entry, cached)
             num_free = self._pool.num_free + self._pool.num_revocable
@@ -479,7 +482,7 @@ class Scheduler:
             count = transfers.reach(entry.keys, len(cached), usable)
             if not count:
                 return False
-            entry.has_loaded = True
+            entry.num_loads += 1
             self._pool.hold(cached)
             self._make_room(count)
             load = transfers.begin(entry.keys, cached, count, entry)

@@ -187,8 +187,8 @@ class Transfers:
             writer.add(program, program.keys, leaving)
 
     def store_early(self, entry: Entry, count: int) -> None:
-        """A turn that runs has ``count`` blocks with content now. Where running turns have most of the device, what they
-        leave could be evicted before it is copied."""
+        """A turn that runs has ``count`` blocks with content now. Where running turns have most of the device, what
+        they leave could be evicted before its copy."""
         if entry.program.id is None or self._pool.num_free >= self._pool.num_blocks // EARLY_SHARE:
             return
         first, entry.num_stored_early = entry.num_stored_early, count

@@ -17,7 +17,7 @@ from braid.policy.agents.policy import Fate, Keep
 from braid.sched.config import MIXED, TIER, TIER_STALL_S, Policies
 from braid.sched.loop import Loop
 from braid.sched.retention import MAX_LEASE
-from braid.sched.scheduler import Scheduler
+from braid.sched.scheduler import MAX_LOADS, Scheduler
 from braid.sched.transfers import PROBE_BLOCKS, PROBE_EVERY
 from braid.sim.executor import FixedTime, SimExecutor, TierTime
 
@@ -216,8 +216,7 @@ def test_a_load_gives_way_to_who_runs(make_crank) -> None:
         crank.step()
     assert crank.scheduler.stats().num_preemptions == 0
     assert crank.scheduler.stats().num_running == 1
-    crank.run()
-    copier.drain()
+    finish_all(crank, copier, {MIXED: None, TIER: None})
     assert len(crank.output("again")) == 1
 
 
@@ -650,3 +649,21 @@ def test_what_a_turn_made_before_memory_was_short_is_copied_too(crank, copier) -
         crank.step()
     copier.drain()
     assert disk(crank)["stored"] == 7
+
+
+def test_what_others_push_out_again_comes_up_a_few_times_and_not_for_ever(make_crank) -> None:
+    crank = make_crank(max_model_len=64, num_disk_blocks=32)
+    copier = Copier(crank)
+    turn(crank, "p", range(13))
+    copier.drain()
+    fill(crank, 16)
+    again = crank.add("again", range(14), max_tokens=1, priority=1, program=ref("p"))
+    for number in range(MAX_LOADS):
+        assert crank.plan() is None
+        crank.add(f"urgent-{number}", 63, max_tokens=1, cache_salt=str(number))
+        copier.drain()
+        assert copier.loaded == 3 * (number + 1)
+        for _ in range(4):
+            crank.step()
+    assert crank.step() == [("again", 0, 14)]
+    assert again.num_cached_tokens == 0
