@@ -171,7 +171,6 @@ class Retention:
             return ()
         begun = request.first_scheduled_time
         program.num_turns += 1
-        program.num_tokens = request.num_tokens
         program.service += 0.0 if begun is None else now - begun
         program.finish = _FINISHES.get(request.finish_reason, Finish.UNKNOWN)
         program.tool = None if request.intent is None else request.intent.tool
@@ -179,6 +178,8 @@ class Retention:
         if not request.num_preemptions:
             program.num_preemptions = max(0, program.num_preemptions - 1)
         doomed = self._record(program, keys, now)
+        if not program.has_strayed:
+            program.num_tokens = request.num_tokens
         if request.program is not None and request.program.final:
             return doomed + self._close(program, now)
         if request.intent is not None and request.intent.lease_s is not None:
@@ -280,7 +281,15 @@ class Retention:
                 self.programs.touch(one)
 
     def _record(self, program: Program, keys: Sequence[bytes], now: float) -> tuple[bytes, ...]:
-        """Remember what a turn has left; what its program had before, and nobody has now."""
+        """Remember what a turn has left; what its program had before, and nobody has now.
+
+        One turn aside (agents ask for titles and summaries under the same id) does not make a program forget its chain;
+        who goes on elsewhere has a new one with the turn after.
+        """
+        is_aside = len(keys) < len(program.keys) and 2 * num_shared(keys, program.keys) < len(program.keys)
+        program.has_strayed = is_aside and not program.has_strayed
+        if program.has_strayed:
+            return ()
         left, gone = self.programs.record(program, keys)
         self._left(gone, now)
         if left:

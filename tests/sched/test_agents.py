@@ -32,7 +32,7 @@ class ByName(LeastRecent):
                 program.is_protected,
             )
         )
-        return Rank(0, float(ord(program.id.program)), 1.0)
+        return Rank(0, float(ord(program.id.program[0])), 1.0)
 
 
 class Meter:

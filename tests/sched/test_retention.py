@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from braid.core.program import Applied, Outcome, ProgramRef, ProgramVerb, RetainIntent
+from braid.policy.agents.program import ProgramId
 from braid.sched.config import MIXED
 
 CLOSE, PREFETCH, DEMOTE, PIN = (
@@ -285,3 +286,28 @@ def test_a_pool_of_nothing_but_leases_admits(crank, monkeypatch) -> None:
     crank.add("a", 39, max_tokens=1)
     assert crank.scheduler.schedule(MIXED, crank.now) is not None
     assert crank.scheduler.stats().leases_revoked == 3
+
+
+def test_one_turn_aside_does_not_cost_a_program_its_chain(crank: Any) -> None:
+    """Agents ask for a title under the same id; who goes on with the new prompt has that chain from then on."""
+    main, title = range(100, 117), range(500, 506)
+    programs = crank.scheduler._retention.programs
+    turn(crank, "a", main)
+    program = programs.get(ProgramId("o", "a"))
+    chain = program.keys
+    turn(crank, "a", title)
+    assert (program.keys, program.num_tokens, program.has_strayed) == (chain, 18, True)
+    turn(crank, "a", [*main, 7, 8, 9, 10])
+    assert program.keys[: len(chain)] == chain
+    assert not program.has_strayed
+    turn(crank, "a", title)
+    turn(crank, "a", [*title, 7, 8, 9, 10])
+    assert chain[0] not in program.keys
+    assert (len(program.keys), program.has_strayed) == (2, False)
+
+
+def test_a_longer_prompt_of_another_kind_is_the_chain_at_once(crank: Any) -> None:
+    turn(crank, "a", range(100, 109))
+    turn(crank, "a", range(500, 517))
+    program = crank.scheduler._retention.programs.get(ProgramId("o", "a"))
+    assert (len(program.keys), program.has_strayed) == (4, False)

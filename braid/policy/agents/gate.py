@@ -80,7 +80,8 @@ class WorkingSetGate:
             return True
         if turn.is_resident and program not in self._guests:
             return True
-        budget = self._newcomers if is_new(turn) else self._overdue
+        # Who can never fit would else be overdue with every turn.
+        budget = self._newcomers if is_new(turn) or load.added > room else self._overdue
         if not budget.has(turn, now):
             return False
         self._guests.add(program)

@@ -55,6 +55,7 @@ class Program:
         num_preemptions: of its turns, less one for each turn that ended without any.
         last_active: when the latest turn, its own or a sub-agent's, came or ended.
         finish, tool: how that turn ended; the tools it called, joined, None without one.
+        has_strayed: whether its latest turn had little in common with ``keys``, which are still those from before.
         intent: what its client wishes after that turn; lifetimes count from ``last_active``.
         is_protected: whether ``intent.min_s`` is honoured now; quotas may say no.
     """
@@ -73,6 +74,7 @@ class Program:
     last_active: float = 0.0
     finish: Finish = Finish.UNKNOWN
     tool: str | None = None
+    has_strayed: bool = False
     intent: RetainIntent | None = None
     is_protected: bool = False
 

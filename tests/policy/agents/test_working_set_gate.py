@@ -112,3 +112,12 @@ def test_a_budget_needs_both_the_wait_and_the_share(make_turn: Any, settings: Ma
     late = 10.0 + 1.0 / settings.get("share", 1.0)
     assert not budget.has(make_turn("b", num_tokens=10), late - 0.1)
     assert budget.has(make_turn("c", num_tokens=10), late)
+
+
+def test_who_can_never_fit_waits_no_longer_than_a_newcomer(make_turn: Any) -> None:
+    closed = gate()
+    back = Program(ProgramId("", "back"), 0.0, num_turns=3)
+    large = FULL._replace(added=101)
+    assert not closed.admits(make_turn("a", 0.0, back), large._replace(added=100), 20.0)
+    assert not closed.admits(make_turn("b", 0.0, back), large, 19.9)
+    assert closed.admits(make_turn("b", 0.0, back), large, 20.0)
