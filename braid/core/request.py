@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from math import inf
 from typing import NamedTuple
 
 from braid.core.program import ProgramRef, RetainIntent
@@ -76,6 +77,17 @@ class Delta(NamedTuple):
     can_retry: bool = False
 
 
+class Slo(NamedTuple):
+    """What a request's client wishes, in seconds: at most ``ttft_s`` until the first token, and ``tbt_s`` between two.
+    Infinite where nothing is wished."""
+
+    ttft_s: float = inf
+    tbt_s: float = inf
+
+
+NO_SLO = Slo()
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One sequence on its way through the scheduler.
@@ -105,6 +117,7 @@ class Request:
     intent: RetainIntent | None = None
     pooling: str | None = None
     """``last`` or ``mean``: make one vector of the prompt's hidden states, and no token."""
+    slo: Slo = NO_SLO
 
     status: Status = Status.WAITING
     token_ids: list[int] = field(default_factory=list)

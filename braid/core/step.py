@@ -72,7 +72,8 @@ class Move(NamedTuple):
 class StepPlan(NamedTuple):
     """One step of one lane. Decodes come first in ``works``; a request appears at most once.
 
-    A step of the lane ``tier`` has ``moves`` and no works.
+    A step of the lane ``tier`` has ``moves`` and no works. ``units`` are cores, or groups of SMs, that it may use; 0
+    for all.
     """
 
     step_id: int
@@ -80,6 +81,7 @@ class StepPlan(NamedTuple):
     works: tuple[Work, ...]
     preempted: tuple[str, ...] = ()
     moves: tuple[Move, ...] = ()
+    units: int = 0
 
     @property
     def num_scheduled_tokens(self) -> int:

@@ -9,10 +9,14 @@ from braid.policy.admission import Admission, WatermarkAdmission
 from braid.policy.agents.costs import Costs
 from braid.policy.agents.plain import lru
 from braid.policy.agents.policy import AgentPolicy
-from braid.policy.partition import DecodeFirst, Partition
+from braid.policy.phases.fixed import Mixed
+from braid.policy.phases.policy import Phases
 
 MIXED = "mixed"
 """The lane whose steps hold decodes and prefill chunks together."""
+PREFILL, DECODE = "prefill", "decode"
+"""The lanes of one phase each; neither runs beside ``mixed``."""
+COMPUTING = (MIXED, PREFILL, DECODE)
 TIER = "tier"
 """The lane whose steps copy blocks between the device and the tiers below it."""
 TIER_STALL_S = 60.0
@@ -31,6 +35,7 @@ class SchedulerConfig:
         max_model_len: prompt and output tokens of one request.
         watermark: fraction of the blocks that an admission must leave free. In [0, 1).
         max_waiting: requests that may queue before new ones are refused.
+        num_units: cores, or groups of SMs, that lanes share.
         num_host_blocks, num_disk_blocks: slots of the tiers below the device, 0 for none. With any, the executor must
         have the lane ``tier``.
 
@@ -46,6 +51,7 @@ class SchedulerConfig:
     max_model_len: int
     watermark: float = 0.01
     max_waiting: int = 10_000
+    num_units: int = 1
     num_host_blocks: int = 0
     num_disk_blocks: int = 0
 
@@ -55,7 +61,7 @@ class SchedulerConfig:
         return max(self.num_host_blocks, self.num_disk_blocks)
 
     def __post_init__(self) -> None:
-        for name in ("num_blocks", "block_size", "max_num_seqs", "max_waiting"):
+        for name in ("num_blocks", "block_size", "max_num_seqs", "max_waiting", "num_units"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("num_host_blocks", "num_disk_blocks"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
@@ -85,7 +91,7 @@ class Policies:
     """
 
     agents: AgentPolicy = field(default_factory=lru)
-    partition: Partition = field(default_factory=DecodeFirst)
+    phases: Phases = field(default_factory=Mixed)
     admission: Admission | None = None
     costs: Costs | None = None
 

@@ -36,6 +36,8 @@ class WaitingQueue:
         self._of: dict[Program, list[Entry]] = {}
         self._fillings: Fillings[Entry] = Fillings()
         self._aside: dict[Entry, None] = {}
+        self.num_tokens = 0
+        """Of all that wait, prompts and what they had generated."""
 
     def __bool__(self) -> bool:
         """Whether somebody is in line."""
@@ -60,12 +62,14 @@ class WaitingQueue:
     def add(self, entry: Entry) -> None:
         """It waits from now on."""
         self._of.setdefault(entry.program, []).append(entry)
+        self.num_tokens += entry.request.num_tokens
         self._watch(entry)
         entry.line = self._order.line(entry)
         self._join(entry)
 
     def remove(self, entry: Entry) -> None:
         """It starts, gives up, or failed before it started."""
+        self.num_tokens -= entry.request.num_tokens
         if entry in self._aside:
             del self._aside[entry]
         elif entry.parked_on is None:
@@ -129,6 +133,9 @@ class WaitingQueue:
         Raises:
             AssertionError: naming what does not add up; a bug in Braid.
         """
+        assert self.num_tokens == sum(entry.request.num_tokens for entry in self), (
+            "waiting tokens are miscounted"
+        )
         for number, line in enumerate(self._lines):
             assert line == sorted(line, key=by_order), "a line is out of order"
             assert all(entry.line == number for entry in line), "somebody stands in a wrong line"

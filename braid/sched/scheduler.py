@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 from braid.core.errors import InvalidParameterError, OverloadedError
@@ -36,8 +37,9 @@ from braid.policy.admission import PoolLoad
 from braid.policy.agents.costs import attended_pairs
 from braid.policy.agents.describe import described
 from braid.policy.agents.program import Finish, ProgramId
+from braid.policy.phases.policy import Demand, Division, StepSeen
 from braid.sched.block_pool import BlockPool
-from braid.sched.config import MIXED, TIER, Policies, SchedulerConfig
+from braid.sched.config import COMPUTING, DECODE, MIXED, PREFILL, TIER, Policies, SchedulerConfig
 from braid.sched.entry import Entry, ending
 from braid.sched.inventory import Inventory
 from braid.sched.observer import Observer, TurnStart, TurnStop
@@ -130,7 +132,7 @@ class Scheduler:
         policies = policies or Policies()
         agents = policies.agents
         self._order, self._gate, self._victim = agents.order, agents.gate, agents.victim
-        self._partition = policies.partition
+        self._phases = policies.phases
         self._admission = policies.admission_for(config)
         num_lower = config.num_lower_blocks
         programs = ProgramTable(KEYS_PER_BLOCK * config.num_blocks + KEYS_PER_LOWER_BLOCK * num_lower)
@@ -151,6 +153,11 @@ class Scheduler:
         self._entries: dict[str, Entry] = {}
         self._running: list[Entry] = []
         self._flights: dict[str, Flight] = {}
+        self._shared: set[str] = set()
+        """Lanes in flight beside which another one computed."""
+        self._division: tuple[Demand, Division] | None = None
+        self._has_preempted = False
+        """Whether the latest decodes have taken blocks from somebody."""
         self._now = float("-inf")
         self._num_added = self._num_steps = self._num_preemptions = 0
         self._prefix_queries = self._prefix_hits = 0
@@ -256,6 +263,7 @@ class Scheduler:
         """Take note of the time before planning: leases and holds end. Time never runs backwards."""
         assert now >= self._now, f"time ran backwards from {self._now} to {now}"
         self._now = self._pool.now = now
+        self._division = None
         self._retention.tick(now)
         if self._transfers is not None:
             self._transfers.tick(now)
@@ -277,21 +285,33 @@ class Scheduler:
         if lane == TIER and self._transfers is not None:
             self._prefetch(self._transfers)
             return self._transfers.plan(now)
-        if lane != MIXED:
-            raise ValueError(f"unknown lane {lane!r}; lanes: {MIXED!r}, with tiers below {TIER!r}")
+        if lane not in COMPUTING:
+            raise ValueError(f"unknown lane {lane!r}; lanes: {', '.join(COMPUTING)}, with tiers below {TIER}")
         assert lane not in self._flights, f"a step of lane {lane!r} is in flight"
+        demand, division = self._divide(now)
+        units = self._units(lane, division, demand)
+        if not units:
+            return None
         decodes, prefills = self._eligible()
-        preempted = self._grow(decodes)
-        if preempted:
-            decodes = [entry for entry in decodes if entry.request.status is Status.RUNNING]
-            prefills = [entry for entry in prefills if entry.request.status is Status.RUNNING]
-        share = self._partition.share(self.config.max_num_batched_tokens, len(decodes))
-        grants = [(entry, 1) for entry in decodes[: share.num_decode_tokens]]
-        left = share.num_prefill_tokens
-        left -= self._continue_prefills(prefills, left, grants)
-        if self._waiting and not (preempted and grants):
-            self._admit(left, grants, now)
-        return self._launch(lane, grants, preempted) if grants else None
+        if not demand.num_decodes or (lane == PREFILL and DECODE not in self._flights):
+            self._has_preempted = False
+        grants: list[tuple[Entry, int]] = []
+        preempted: tuple[str, ...] = ()
+        budget = self.config.max_num_batched_tokens
+        if division.is_prefill_first and lane == MIXED:
+            self._prefill(prefills, min(budget, division.max_prefill), grants, now)
+        if lane != PREFILL and not grants:
+            preempted = self._grow(decodes)
+            if preempted:
+                decodes = [entry for entry in decodes if entry.request.status is Status.RUNNING]
+                prefills = [entry for entry in prefills if entry.request.status is Status.RUNNING]
+            grants += [(entry, 1) for entry in decodes[:budget]]
+            self._has_preempted = bool(preempted and grants)
+            if lane == MIXED and not division.is_prefill_first:
+                self._prefill(prefills, min(budget - len(grants), division.max_prefill), grants, now)
+        elif lane == PREFILL:
+            self._prefill(prefills, min(budget, division.max_prefill), grants, now)
+        return self._launch(lane, grants, preempted, units) if grants else None
 
     def failures(self) -> list[Delta]:
         """The ends of requests that failed while the last step was planned; each is told once."""
@@ -305,7 +325,10 @@ class Scheduler:
             self._transfers.update(result)
             self._measure_tiers(self._transfers)
             return []
+        self._division = None
         flight = self._flights.pop(result.lane)
+        is_shared = result.lane in self._shared
+        self._shared.discard(result.lane)
         assert flight.plan.step_id == result.step_id, f"step {result.step_id} is not the one in flight"
         deltas: list[Delta] = []
         for entry, work in zip(flight.entries, flight.plan.works, strict=True):
@@ -331,12 +354,77 @@ class Scheduler:
                 deltas.append(self._accept(entry, result.tokens[work.request_id], now))
             elif entry.num_remaining == 0:
                 deltas.append(self._conclude(entry, now))
-        self._observe_cost(flight.plan, result)
+        self._observe_cost(flight.plan, result, is_shared)
         self._pool.settle(result.lane)
         self._retention.settle(result.lane)
         return deltas
 
     # -- planning ------------------------------------------------------------------------------------------
+
+    def _divide(self, now: float) -> tuple[Demand, Division]:
+        """One division for all lanes that are planned together: else each could leave the work to another."""
+        if self._division is None:
+            demand = self._demand(now)
+            self._division = demand, self._phases.divide(demand)
+        return self._division
+
+    def _demand(self, now: float) -> Demand:
+        """What there is to compute; see there."""
+        num_decodes = num_context = num_prefill = 0
+        oldest = now
+        tbt_s = ttft_s = inf
+        first: Entry | None = None
+        for entry in self._running:
+            request = entry.request
+            if entry.num_remaining == 1 and request.num_computed_tokens:
+                num_decodes += 1
+                num_context += request.num_computed_tokens
+                tbt_s = min(tbt_s, request.slo.tbt_s)
+            else:
+                first = first or entry
+                num_prefill += entry.num_remaining
+            if request.first_token_time is None:
+                oldest = min(oldest, request.arrival_time)
+                ttft_s = min(ttft_s, request.slo.ttft_s)
+        num_prefill += self._waiting.num_tokens
+        if first is None and self._waiting:
+            first = self._waiting.heads()[0]
+        return Demand(
+            now,
+            self.config.num_units,
+            num_decodes,
+            num_context,
+            num_prefill,
+            0 if first is None else first.num_remaining,
+            0 if first is None else first.request.num_computed_tokens,
+            now - oldest,
+            tbt_s,
+            ttft_s,
+        )
+
+    def _units(self, lane: str, division: Division, demand: Demand) -> int:
+        """How much of the machine a free lane may have now; 0 if it is to wait."""
+        in_use = {name: self._flights[name].plan.units for name in COMPUTING if name in self._flights}
+        everything = self.config.num_units
+        if lane == MIXED:
+            return everything if division.is_mixed and not in_use else 0
+        if MIXED in in_use:
+            return 0
+        if lane == PREFILL:
+            if division.is_mixed or in_use.get(DECODE, 0) > division.decode_units:
+                return 0
+            return division.prefill_units if demand.num_decodes else everything
+        if PREFILL not in in_use:
+            # With one step for both, decodes go alone only while a last step of prompts is awaited.
+            return 0 if division.is_mixed else everything
+        return division.decode_units if in_use[PREFILL] <= division.prefill_units else 0
+
+    def _prefill(self, prefills: list[Entry], left: int, grants: list[tuple[Entry, int]], now: float) -> None:
+        """Grant chunks of at most ``left`` tokens, to those that run and to newcomers."""
+        left -= self._continue_prefills(prefills, left, grants)
+        # What decodes have just taken from somebody is not for a newcomer.
+        if self._waiting and not self._has_preempted:
+            self._admit(left, grants, now)
 
     def _eligible(self) -> tuple[list[Entry], list[Entry]]:
         """Running requests that no lane holds, in order: one token short (decodes), and the rest."""
@@ -571,7 +659,9 @@ class Scheduler:
             self._prefix_queries += request.num_prompt_tokens
             self._prefix_hits += request.num_computed_tokens
 
-    def _launch(self, lane: str, grants: list[tuple[Entry, int]], preempted: tuple[str, ...]) -> StepPlan:
+    def _launch(
+        self, lane: str, grants: list[tuple[Entry, int]], preempted: tuple[str, ...], units: int
+    ) -> StepPlan:
         """Works with one token on top of existing KV go first, whatever phase they belong to."""
         singles: list[tuple[Entry, Work]] = []
         chunks: list[tuple[Entry, Work]] = []
@@ -581,8 +671,11 @@ class Scheduler:
             entry.request.in_flight = True
             (singles if work.is_decode else chunks).append((entry, work))
         ordered = singles + chunks
-        plan = StepPlan(self._num_steps, lane, tuple([work for _, work in ordered]), preempted)
+        works = tuple([work for _, work in ordered])
+        plan = StepPlan(self._num_steps, lane, works, preempted, units=units)
         self._num_steps += 1
+        if self._flights:
+            self._shared.update(self._flights, (lane,))
         self._flights[lane] = Flight(plan, [entry for entry, _ in ordered])
         return plan
 
@@ -629,6 +722,9 @@ class Scheduler:
         if request.first_token_time is None:
             request.first_token_time = now
             self._tally.first_token(entry, now - request.arrival_time)
+            self._phases.answered(now - request.arrival_time, request.slo.ttft_s, now, is_first=True)
+        elif request.last_token_time is not None:
+            self._phases.answered(now - request.last_token_time, request.slo.tbt_s, now, is_first=False)
         request.last_token_time = now
         reason, stop_reason = ending(request, token.token_id) or (None, None)
         if reason is not None:
@@ -743,15 +839,21 @@ class Scheduler:
             num_tokens = entry.request.num_tokens
             self._observer.stopped(TurnStop(now, entry.number, entry.program.id, num_tokens, keys, reason))
 
-    def _observe_cost(self, plan: StepPlan, result: StepResult) -> None:
-        """How long a step took, for those who reckon what computing again would cost."""
-        costs = self._policies.costs
-        if costs is None or result.errors or not plan.works:
+    def _observe_cost(self, plan: StepPlan, result: StepResult, is_shared: bool) -> None:
+        """How long a step took, for those who reckon with it."""
+        if result.errors or not plan.works:
             return
         chunks = [(len(work.token_ids), work.start) for work in plan.works if not work.is_decode]
         num_tokens = sum(count for count, _ in chunks)
         attended = sum(attended_pairs(count, start) for count, start in chunks)
-        costs.observe_step(num_tokens, attended, len(plan.works) - len(chunks), result.duration)
+        num_decodes = len(plan.works) - len(chunks)
+        if self._policies.costs is not None:
+            self._policies.costs.observe_step(num_tokens, attended, num_decodes, result.duration)
+        context = sum(work.start for work in plan.works if work.is_decode)
+        seen = StepSeen(
+            plan.lane, plan.units, num_tokens, attended, num_decodes, context, result.duration, is_shared
+        )
+        self._phases.stepped(seen, result.start + result.duration)
 
     def _oldest_newcomer_wait(self) -> float:
         newcomers = [entry.request for entry in self._waiting if not entry.program.num_turns]
@@ -794,7 +896,7 @@ class Scheduler:
             tokens_by_origin=dict(self._tally.tokens),
             programs_kept=dict(self._retention.kept),
             keep_sources=dict(self._retention.sources),
-            policy_state=described(*self._policies.agents[1:], self._policies.costs),
+            policy_state=described(*self._policies.agents[1:], self._policies.costs, self._phases),
             oldest_newcomer_wait=self._oldest_newcomer_wait(),
             ttft_first=self._tally.ttft_first.read(),
             ttft_later=self._tally.ttft_later.read(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from braid.policy.admission import PoolLoad, WatermarkAdmission
-from braid.policy.partition import DecodeFirst
 
 
 @pytest.mark.parametrize(
@@ -25,10 +24,3 @@ def test_the_watermark_stays_free_except_for_the_first(load: PoolLoad, admitted:
 def test_seats() -> None:
     policy = WatermarkAdmission(max_num_seqs=2)
     assert [policy.has_seat(n) for n in range(4)] == [True, True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("budget", "decodes", "share"), [(8, 3, (3, 5)), (8, 8, (8, 0)), (8, 9, (8, 0)), (8, 0, (0, 8))]
-)
-def test_decodes_take_first(budget: int, decodes: int, share: tuple[int, int]) -> None:
-    assert DecodeFirst().share(budget, decodes) == share

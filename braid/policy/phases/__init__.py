@@ -1,0 +1,1 @@
+"""How prefill and decode share the machine."""
