@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter, Token
 
 from braid.cli.units import parse_bytes
-from braid.core.config import DEFAULT_AGENT_POLICY, DEFAULT_MODEL, EngineConfig
+from braid.core.config import DEFAULT_AGENT_POLICY, DEFAULT_MODEL, DEFAULT_PHASES, EngineConfig
 from braid.core.sampling import SamplingParams
 from braid.policy.agents.catalog import ABLATIONS, NAMES, unknown_policy
+from braid.policy.phases.catalog import NAMES as PHASES
 
 ENGINE = Group("Engine options", sort_key=1)
 SERVER = Group("Server options", sort_key=2)
@@ -100,6 +101,32 @@ class EngineOptions:
             help=f"How agents' programs are ordered, admitted and kept: {', '.join(NAMES)}.",
         ),
     ] = DEFAULT_AGENT_POLICY
+    phases: Annotated[
+        str,
+        Parameter(
+            group=ENGINE,
+            metavar="MODE",
+            help=f"How prefill and decode share the machine: {', '.join(PHASES)}.",
+        ),
+    ] = DEFAULT_PHASES
+    slo_ttft_ms: Annotated[
+        float | None,
+        Parameter(
+            group=ENGINE,
+            metavar="MS",
+            help="Milliseconds that first tokens are to keep.",
+            show_default="none",
+        ),
+    ] = None
+    slo_tbt_ms: Annotated[
+        float | None,
+        Parameter(
+            group=ENGINE,
+            metavar="MS",
+            help="Milliseconds between tokens that are to be kept.",
+            show_default="none",
+        ),
+    ] = None
     agent_log: Annotated[
         str | None,
         Parameter(

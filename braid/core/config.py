@@ -11,6 +11,7 @@ DEVICES = ("auto", "cpu", "cuda")
 POOLINGS = ("auto", "none", "last", "mean")
 DEFAULT_MODEL = "smollm2"
 DEFAULT_AGENT_POLICY = "braid"
+DEFAULT_PHASES = "mixed"
 MAX_BLOCK_SIZE = 256
 
 
@@ -45,6 +46,9 @@ class EngineConfig:
         pooling: how embeddings are made of the prompt's hidden states: ``last``, ``mean``, ``none`` (there are no
             embeddings) or ``auto`` (as the checkpoint says; none if it says nothing).
         agent_policy: how agents' programs are ordered, admitted and kept; see ``braid.policy.agents.catalog``.
+        phases: how prefill and decode share the machine; see ``braid.policy.phases.catalog``.
+        slo_ttft_ms, slo_tbt_ms: milliseconds until a first token, and between two tokens, that requests are to keep
+            which wish nothing of their own; None for no limit.
         agent_log: file to which every turn's start and stop are appended, one JSON line each, without text or ids.
 
         kv_disk: bytes on disk for the KV of programs that the device has no room for; None for none.
@@ -69,6 +73,9 @@ class EngineConfig:
     offline: bool = False
     pooling: str = "auto"
     agent_policy: str = DEFAULT_AGENT_POLICY
+    phases: str = DEFAULT_PHASES
+    slo_ttft_ms: float | None = None
+    slo_tbt_ms: float | None = None
     agent_log: str | None = None
     kv_disk: int | None = None
     kv_disk_path: str | None = None
@@ -83,6 +90,11 @@ class EngineConfig:
         _require(self.pooling in POOLINGS, "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
         named = isinstance(self.agent_policy, str) and self.agent_policy.strip() != ""
         _require(named, "agent_policy", self.agent_policy, "the name of a policy")
+        named = isinstance(self.phases, str) and self.phases.strip() != ""
+        _require(named, "phases", self.phases, "the name of a mode")
+        for name in ("slo_ttft_ms", "slo_tbt_ms"):
+            limit = getattr(self, name)
+            _require(limit is None or limit > 0, name, limit, "above 0 or None")
         self._check_sizes()
 
     def _check_sizes(self) -> None:

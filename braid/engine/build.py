@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from braid.checkpoint.weights import iter_weights
 from braid.core.config import EngineConfig
 from braid.core.errors import InvalidParameterError
 from braid.core.faults import Faults
+from braid.core.request import Slo
 from braid.core.spec import ModelSpec
 from braid.device.machine import probe, usable_cores
 from braid.engine.agent_log import AgentLog
@@ -34,6 +36,7 @@ from braid.policy.agents.costs import LearntCosts
 from braid.policy.agents.policy import AgentPolicy
 from braid.policy.agents.wishes import acted_on
 from braid.policy.fit import MemoryPlan, fit
+from braid.policy.phases.catalog import phases_policy
 from braid.runner.kv_store import KVStore
 from braid.runner.runner import Runner
 from braid.sched.config import Policies
@@ -80,7 +83,7 @@ def build_engine(
     spec = model_spec(config.model, checkpoint.config)
     plan = plan_memory(config, spec, dtype, device)
     limits = _scheduler_config(config, plan)
-    agent_policies(config, has_lower=False)  # an unknown name is an error before anything is loaded
+    make_policies(config, has_lower=False)  # an unknown name is an error before anything is loaded
     model = build_model(checkpoint.config, dtype=dtype, device=device)
     load_weights(model, faults.over("load.weights", iter_weights(checkpoint, dtype, progress=progress)))
     model.eval()
@@ -88,9 +91,10 @@ def build_engine(
         model.kv_shapes, num_blocks=plan.num_blocks, block_size=config.block_size, dtype=dtype, device=device
     )
     lower = open_tiers(config, model, kv, checkpoint.config, faults=faults)
-    runner = Runner(model, kv, device=device, faults=faults, tiers=lower.lane)
+    policies = make_policies(config, has_lower=bool(lower.sizes))
+    is_split = policies.phases.is_split
+    runner = Runner(model, kv, device=device, faults=faults, tiers=lower.lane, is_split=is_split)
     limits = replace(limits, **{f"num_{name}_blocks": count for name, count in lower.sizes.items()})
-    policies = agent_policies(config, has_lower=bool(lower.sizes))
     log = open_agent_log(config, limits, policies)
     scheduler = Scheduler(limits, policies, faults=faults, observer=log, kept=lower.kept)
     pooling = pick_pooling(config.pooling, checkpoint)
@@ -98,7 +102,7 @@ def build_engine(
     reckoning = [
         *plan.lines(),
         *lower.lines(config.block_size, kv.num_bytes // kv.num_blocks),
-        f"agent policy: {policies.agents.name}",
+        f"agent policy: {policies.agents.name}; phases: {policies.phases.name}",
         f"ready in {time.monotonic() - begin:.1f} s",
     ]
     grammars = Grammars(lambda: read_vocabulary(checkpoint, spec.vocab_size, eos_token_ids), faults=faults)
@@ -115,7 +119,7 @@ def build_engine(
     return Built(core, plan, limits, reckoning)
 
 
-def agent_policies(config: EngineConfig, *, has_lower: bool) -> Policies:
+def make_policies(config: EngineConfig, *, has_lower: bool) -> Policies:
     """The policies that the configuration names, and the costs that they learn.
 
     Args:
@@ -125,7 +129,9 @@ def agent_policies(config: EngineConfig, *, has_lower: bool) -> Policies:
         InvalidParameterError: there is no policy of that name.
     """
     costs = LearntCosts(has_lower=has_lower)
-    return Policies(agents=agent_policy(config.agent_policy, costs), costs=costs)
+    wishes = (inf if limit is None else limit / 1000 for limit in (config.slo_ttft_ms, config.slo_tbt_ms))
+    phases = phases_policy(config.phases, Slo(*wishes))
+    return Policies(agents=agent_policy(config.agent_policy, costs), phases=phases, costs=costs)
 
 
 def open_agent_log(config: EngineConfig, limits: SchedulerConfig, policies: Policies) -> AgentLog | None:
@@ -213,6 +219,7 @@ def _scheduler_config(config: EngineConfig, plan: MemoryPlan) -> SchedulerConfig
         max_num_seqs=plan.max_num_seqs,
         max_num_batched_tokens=plan.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
+        num_units=torch.get_num_threads(),
     )
 
 

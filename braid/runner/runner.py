@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,11 +23,12 @@ from braid.models.decoder import CausalLM
 from braid.runner.batch import build_batch
 from braid.runner.constraint import Masks
 from braid.runner.kv_store import KVStore
+from braid.runner.lane import LaneThread
 from braid.runner.lower.lane import TierLane
 from braid.runner.prompt import pool, score
 from braid.runner.replay import DecodeReplay
 from braid.runner.sampler import Row, sample, sample_row
-from braid.sched.config import TIER_STALL_S
+from braid.sched.config import COMPUTING, DECODE, MIXED, PREFILL, TIER, TIER_STALL_S
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Runner:
         masks: the grammars of requests with a constraint, which must begin there before they are planned.
         faults: what tests let go wrong in here.
         tiers: copies blocks to and from the tiers below the device, in a lane of its own.
+        is_split: have lanes for prefill and decode too, each with a thread of its own.
     """
 
     def __init__(
@@ -90,9 +91,10 @@ class Runner:
         masks: Masks | None = None,
         faults: Faults | None = None,
         tiers: TierLane | None = None,
+        is_split: bool = False,
     ) -> None:
         faults = faults or Faults()
-        self.lanes = ("mixed",) if tiers is None else ("mixed", "tier")
+        self.lanes = (COMPUTING if is_split else (MIXED,)) + (() if tiers is None else (TIER,))
         self.times = RunnerTimes()
         self.progress = 0
         """Layers and steps so far: while it moves, a step is long and not stuck."""
@@ -101,7 +103,7 @@ class Runner:
         self._kv = kv
         self._replay = DecodeReplay(model, kv)
         self._device = device
-        self._step_forward = faults.around("forward", self._forward, _phase)
+        self._step_forward = faults.around("forward", self._forward, lambda works, may_replay: _phase(works))
         self._weigh = faults.around("head", self._logits, lambda works, hidden_ND: _phase(works))
         self._choose = faults.around("sample", _choose)
         self._row = faults.around("row", sample_row, _manner)
@@ -109,13 +111,15 @@ class Runner:
         self._pool = faults.around("pool", pool)
         for block in model.blocks:
             block.register_forward_hook(self._count_layer)
-        self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[StepResult | BaseException | None] = queue.SimpleQueue()
         self._tiers = tiers
         if tiers is not None:
             tiers.tell = self._results.put
-        self._thread = threading.Thread(target=self._serve_lane, name="lane-mixed", daemon=True)
-        self._thread.start()
+        # Mixed steps never run beside those of decodes, which use the same tapes.
+        main = LaneThread("decode" if is_split else "mixed", self._serve, device)
+        self._threads = {MIXED: main}
+        if is_split:
+            self._threads |= {DECODE: main, PREFILL: LaneThread("prefill", self._serve, device)}
 
     def now(self) -> float:
         return time.monotonic()
@@ -125,7 +129,7 @@ class Runner:
             assert self._tiers is not None, "there is no tier below the device"
             self._tiers.submit(plan)
         else:
-            self._plans.put(plan)
+            self._threads[plan.lane].submit(plan)
 
     def wait(self, until: float | None) -> list[StepResult]:
         if self._tiers is not None:
@@ -143,29 +147,24 @@ class Runner:
         self._results.put(None)
 
     def close(self) -> None:
-        """Stop the lane after the step in flight."""
-        self._plans.put(None)
-        self._thread.join()
+        """Stop the lanes after the steps in flight."""
+        for thread in set(self._threads.values()):
+            thread.close()
         if self._tiers is not None:
             self._tiers.close()
         self.masks.close()
 
-    def _serve_lane(self) -> None:
-        torch.get_num_threads()  # makes a new thread take over the process's setting, which kernels read too
-        try:
-            with torch.inference_mode():
-                while (plan := self._plans.get()) is not None:
-                    self._results.put(self.execute(plan))
-        except BaseException as error:
-            self._results.put(error)  # a lane that is gone must not be waited for
+    def _serve(self, plan: StepPlan | BaseException) -> None:
+        """On a lane's thread: run its plan, or pass on what has ended it, so that it is not waited for."""
+        self._results.put(plan if isinstance(plan, BaseException) else self.execute(plan))
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one plan on the calling thread. Never raises: what fails is named in ``errors``."""
         start = self.now()
         try:
-            outcome = self._run(plan.works, _Outcome())
+            outcome = self._run(plan.works, _Outcome(), may_replay=plan.lane != PREFILL)
         except Exception as error:
-            outcome = self._isolate(plan.works, error)
+            outcome = self._isolate(plan.works, error, may_replay=plan.lane != PREFILL)
         self._move_on(plan.works, outcome)
         self.times.steps += 1
         self.progress += 1
@@ -185,7 +184,7 @@ class Runner:
     def _count_layer(self, block: nn.Module, inputs: object, output: object) -> None:
         self.progress += 1
 
-    def _isolate(self, works: Sequence[Work], error: Exception) -> _Outcome:
+    def _isolate(self, works: Sequence[Work], error: Exception, *, may_replay: bool) -> _Outcome:
         """After a failed step, run each work alone: only the guilty request fails, and each takes less memory.
 
         Running a work again is safe, since it writes the same KV to the same slots.
@@ -196,7 +195,7 @@ class Runner:
         outcome = _Outcome()
         for work in works:
             try:
-                self._run([work], outcome)
+                self._run([work], outcome, may_replay=may_replay)
             except Exception as own:
                 logger.exception("request %s failed alone", work.request_id)
                 if _is_out_of_memory(own):
@@ -206,10 +205,10 @@ class Runner:
                     outcome.errors[work.request_id] = f"the model step failed: {own}"
         return outcome
 
-    def _run(self, works: Sequence[Work], outcome: _Outcome) -> _Outcome:
+    def _run(self, works: Sequence[Work], outcome: _Outcome, *, may_replay: bool) -> _Outcome:
         clock, times = time.perf_counter, self.times
         begin = clock()
-        step = self._step_forward(works)
+        step = self._step_forward(works, may_replay)
         forwarded = clock()
         sampling = [(work.request_id, work.sample) for work in works if work.sample is not None]
         logits_NV = self._weigh(works, step.sampling_ND) if sampling else None
@@ -282,8 +281,8 @@ class Runner:
     def _logits(self, works: Sequence[Work], hidden_ND: Tensor) -> Tensor:
         return self._model.logits(hidden_ND)
 
-    def _forward(self, works: Sequence[Work]) -> _Forward:
-        if all(work.is_decode and work.sample is not None for work in works):
+    def _forward(self, works: Sequence[Work], may_replay: bool) -> _Forward:
+        if may_replay and all(work.is_decode and work.sample is not None for work in works):
             replayed = self._replay.run(works)
             if replayed is not None:
                 hidden_BD, slots_B, seconds = replayed
