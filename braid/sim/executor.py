@@ -15,7 +15,8 @@ from braid.core.errors import BraidError
 from braid.core.request import TokenLogprobs
 from braid.core.step import Move, SampledToken, SampleSpec, ScoreSpec, StepPlan, StepResult, Work
 from braid.policy.cost import Estimate
-from braid.sched.config import MIXED, TIER
+from braid.sched.config import COMPUTING, MIXED, TIER
+from braid.sim.lanes import Computing, LaneTime
 
 VOCAB_SIZE = 251
 
@@ -77,8 +78,12 @@ def pseudo_scores(spec: ScoreSpec) -> list[TokenLogprobs]:
 class SimExecutor:
     """An executor whose clock moves only in ``wait``, to the next event.
 
+    Steps of different lanes overlap; each takes what the units it was given and the company it has make of its time.
+
     Args:
-        tiers: makes it have the lane ``tier``, beside the other; what is moved is nothing.
+        cost: of a step alone on the whole machine.
+        tiers: makes it have the lane ``tier``, beside the others; what is moved is nothing.
+        lanes: makes it have the lanes ``prefill`` and ``decode``, which share the machine.
     """
 
     def __init__(
@@ -86,9 +91,12 @@ class SimExecutor:
         cost: StepTime,
         token: Callable[[SampleSpec], int] = pseudo_token,
         tiers: TierTime | None = None,
+        lanes: LaneTime | None = None,
     ) -> None:
-        self.lanes = (MIXED,) if tiers is None else (MIXED, TIER)
+        self.lanes = ((MIXED,) if lanes is None else COMPUTING) + (() if tiers is None else (TIER,))
         self._tiers = tiers
+        self._lanes = lanes
+        self._computing: dict[str, Computing] = {}
         self._cost = cost
         self._token = token
         self._clock = 0.0
@@ -101,7 +109,7 @@ class SimExecutor:
     @property
     def has_events(self) -> bool:
         """Whether anything is still to happen by itself."""
-        return bool(self._events)
+        return bool(self._events or self._computing)
 
     def at(self, time: float, run: Callable[[], None]) -> None:
         """Have ``run()`` called when the clock reaches ``time`` (an arrival, the end of a tool call)."""
@@ -128,16 +136,16 @@ class SimExecutor:
         }
         scores = {w.request_id: pseudo_scores(w.score) for w in plan.works if w.score is not None}
         pooled = {w.request_id: [float(sum(w.token_ids))] for w in plan.works if w.pooling is not None}
-        result = StepResult(
-            plan.step_id,
-            plan.lane,
-            self._clock,
-            estimate.seconds,
-            tokens,
-            scores=scores,
-            pooled=pooled,
-        )
-        self._push(self._clock + estimate.seconds, STEP_ENDS, result, None)
+        result = StepResult(plan.step_id, plan.lane, self._clock, 0.0, tokens, scores=scores, pooled=pooled)
+        step = Computing(plan, result, plan.units, next(self._sequence), estimate.seconds, self._clock)
+        self._computing[plan.lane] = step
+        self._pace()
+
+    def _pace(self) -> None:
+        """Who computes has changed, so how fast they do may have, too."""
+        units = {lane: step.units for lane, step in self._computing.items()}
+        for lane, step in self._computing.items():
+            step.pace(1.0 if self._lanes is None else self._lanes.slowness(lane, units), self._clock)
 
     def wait(self, until: float | None) -> list[StepResult]:
         """Jump to the next event, at most to ``until``.
@@ -148,13 +156,20 @@ class SimExecutor:
         if self._woken:
             self._woken = False
             return []
-        if not self._events and until is None:
+        if not self.has_events and until is None:
             raise SimulationEndError("nothing is in flight and nothing will arrive")
-        if until is not None and (not self._events or self._events[0].time > until):
+        step = min(self._computing.values(), key=lambda step: (step.end, step.sequence), default=None)
+        ahead = self._events[0][:3] if self._events else (math.inf, EXTERNAL, 0)
+        first = ahead if step is None else min(ahead, (step.end, STEP_ENDS, step.sequence))
+        if until is not None and first[0] > until:
             self._clock = max(self._clock, until)
             return []
+        self._clock = first[0]
+        if step is not None and first is not ahead:
+            del self._computing[step.plan.lane]
+            self._pace()
+            return [step.ended()]
         event = heapq.heappop(self._events)
-        self._clock = event.time
         if event.run is not None:
             event.run()
         return [] if event.result is None else [event.result]

@@ -21,6 +21,7 @@ from braid.sched.loop import Loop
 from braid.sched.observer import Observer
 from braid.sched.scheduler import Scheduler, SchedulerStats
 from braid.sim.executor import SimExecutor, StepTime, TierTime, pseudo_token
+from braid.sim.lanes import LaneTime
 
 END_TOKEN = 2**32 - 1
 """No other token of a simulation is equal to it."""
@@ -79,18 +80,20 @@ def simulate(
     policies: Policies | None = None,
     *,
     tiers: TierTime | None = None,
+    lanes: LaneTime | None = None,
     observer: Observer | None = None,
 ) -> SimReport:
     """Run a trace to its end. Equal arguments give equal reports, byte for byte.
 
     Output lengths are the trace's; what an executor would sample does not matter. A turn that waits for another
     arrives when that one has ended here, never when it did elsewhere. ``tiers`` says how fast
-    those below the device are, where the config has any; ``observer`` hears of every turn.
+    those below the device are, where the config has any; ``lanes`` how those of prefill and decode share the machine,
+    where a policy may want them; ``observer`` hears of every turn.
 
     Raises:
         ValueError: a request waits for one that is not before it.
     """
-    return _Simulation(arrivals, config, cost, policies, tiers, observer).run()
+    return _Simulation(arrivals, config, cost, policies, tiers, lanes, observer).run()
 
 
 class _Simulation:
@@ -101,11 +104,12 @@ class _Simulation:
         cost: StepTime,
         policies: Policies | None,
         tiers: TierTime | None,
+        lanes: LaneTime | None,
         observer: Observer | None,
     ) -> None:
         self._arrivals = arrivals
         self._scheduler = Scheduler(config, policies, observer=observer)
-        self._executor = SimExecutor(cost, self._token, tiers)
+        self._executor = SimExecutor(cost, self._token, tiers, lanes)
         self._loop = Loop(self._scheduler, self._executor, self._take)
         self._alive: dict[str, Request] = {}
         self._token_times: dict[str, array[float]] = {}

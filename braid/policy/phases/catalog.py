@@ -6,29 +6,38 @@ import re
 
 from braid.core.errors import InvalidParameterError
 from braid.core.request import Slo
+from braid.policy.phases.auto import Auto
+from braid.policy.phases.curves import CORES, Curves
 from braid.policy.phases.fixed import Mixed, PrefillFirst, Static
 from braid.policy.phases.policy import Phases
 
-NAMES = ("mixed", "prefill-first", "static:P/D")
+NAMES = ("auto", "mixed", "mixed:CHUNK", "split", "prefill-first", "static:P/D")
+_MIXED = re.compile(r"mixed:([1-9]\d{0,6})")
 _STATIC = re.compile(r"static:(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 
 
-def phases_policy(name: str, slo: Slo) -> Phases:
+def phases_policy(name: str, slo: Slo, curves: Curves = CORES) -> Phases:
     """A new policy.
 
     Args:
         slo: what holds for requests that wish nothing of their own.
+        curves: of the machine's units, before they are measured.
 
     Raises:
         InvalidParameterError: there is none of that name.
     """
+    if name in ("auto", "split"):
+        return Auto(slo, can_mix=name == "auto", curves=curves)
     if name == "mixed":
         return Mixed()
+    if (chunk := _MIXED.fullmatch(name)) is not None:
+        return Mixed(int(chunk[1]))
     if name == "prefill-first":
         return PrefillFirst()
     if (shares := _STATIC.fullmatch(name)) is not None:
         return Static(float(shares[1]), float(shares[2]))
     raise InvalidParameterError(
-        f"unknown phases {name!r}; choose one of {', '.join(NAMES)} (static:50/50 gives each lane half)",
+        f"unknown phases {name!r}; choose one of {', '.join(NAMES)} (mixed:64 has chunks of 64 tokens, "
+        "static:50/50 gives each lane half)",
         param="phases",
     )

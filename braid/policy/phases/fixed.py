@@ -29,10 +29,10 @@ class Mixed(Fixed):
         max_prefill: tokens of a chunk; 0 for what the step's budget leaves.
     """
 
-    name = "mixed"
     is_split = False
 
     def __init__(self, max_prefill: int = 0) -> None:
+        self.name = f"mixed:{max_prefill}" if max_prefill else "mixed"
         self._max_prefill = max_prefill or 1 << 30
 
     def divide(self, demand: Demand) -> Division:

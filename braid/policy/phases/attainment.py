@@ -1,0 +1,59 @@
+"""How many tokens lately came in time, and the margin that follows from it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+WINDOW = 64
+"""Tokens that count."""
+EVERY = 16
+"""Tokens after which the margin may move."""
+GOAL = 0.9
+"""Of the tokens should come in time."""
+SURE = 0.97
+"""With more than that there is something to give away."""
+USUAL, LOWEST, HIGHEST = 0.9, 0.6, 1.0
+DOWN, UP = 0.95, 1.02
+
+
+class Attainment:
+    """The margin falls while tokens come late although they were foreseen in time, and rises when they come in time:
+    to the usual one, and beyond it while first tokens are late."""
+
+    def __init__(self) -> None:
+        self.margin = USUAL
+        self._tbt: deque[bool] = deque(maxlen=WINDOW)
+        self._ttft: deque[bool] = deque(maxlen=WINDOW)
+        self._num = 0
+
+    def answered(self, in_time: bool, *, is_first: bool, can_tighten: bool) -> None:
+        """
+        Args:
+            can_tighten: whether the limit was foreseen to be kept; where it cannot be, no margin helps.
+        """
+        (self._ttft if is_first else self._tbt).append(in_time)
+        if is_first:
+            return
+        self._num += 1
+        if self._num % EVERY == 0:
+            self._move(can_tighten)
+
+    def _move(self, can_tighten: bool) -> None:
+        attained = _share(self._tbt)
+        if attained < GOAL and can_tighten:
+            self.margin = max(LOWEST, self.margin * DOWN)
+        elif attained >= SURE:
+            top = HIGHEST if _share(self._ttft) < GOAL else USUAL
+            self.margin = min(top, self.margin * UP) if self.margin < top else max(top, self.margin / UP)
+
+    def describe(self) -> Mapping[str, float]:
+        return {
+            "phases_margin": self.margin,
+            "phases_tbt_attainment": _share(self._tbt),
+            "phases_ttft_attainment": _share(self._ttft),
+        }
+
+
+def _share(kept: deque[bool]) -> float:
+    return sum(kept) / len(kept) if kept else 1.0

@@ -1,0 +1,291 @@
+"""Lanes when they are needed, and as large as is needed: the division that follows from wishes and measured steps.
+
+Rules:
+    1. A phase that is alone gets everything, in steps as large as they may be; nothing is decided then.
+    2. One step for both phases while the largest chunk that keeps the time between tokens is no crumb, and lanes would
+       not bring prompts forward as fast, for less time between tokens.
+    3. Else lanes: the largest share for prompts with which decodes keep their time; where nothing keeps it, the share
+       that comes nearest and still leaves prompts theirs.
+    4. A division changes when another was better several times in a row, some steps after the change before, and on
+       average less than once a second. Lanes change their sizes only where that delays nobody.
+    5. What is aimed at is a margin below the wish, which follows what is attained.
+
+The idea of shares that follow attainment is semi-PD's (arXiv 2504.19867), to split only when a violation is foreseen is
+DuetServe's (arXiv 2511.04791); the equations are Braid's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import NamedTuple
+
+from braid.core.request import NO_SLO, Slo
+from braid.policy.agents.costs import attended_pairs
+from braid.policy.phases.attainment import Attainment
+from braid.policy.phases.curves import CORES, Curves
+from braid.policy.phases.latency import Latency, Load
+from braid.policy.phases.policy import Demand, Division, StepSeen
+from braid.policy.phases.switching import Switching
+
+TBT_S = 0.1
+"""Aimed at where nobody wishes anything: ten tokens a second, about twice as fast as people read."""
+TTFT_S = 10.0
+"""Where nobody wishes anything, a prompt that waits longer than this is given more of the machine: the usual advice is
+that nobody stays with a task beyond ten seconds without an answer."""
+WHOLE = 1 << 30
+"""Tokens of a chunk that only the step's budget limits."""
+SMALLEST_CHUNK = 32
+"""Tokens. A smaller one reads the weights and the KV before it for too little work."""
+LANE_STEP_S = 0.4
+"""A step of the lane of prompts should end by then: so often the sizes may change, and a short prompt that comes waits
+no longer before it is looked at."""
+TTFT_PART = 0.25
+"""Nor should it take more than this of the wished time to the first token."""
+MIN_SHARE = 0.125
+"""Of the machine, for prompts, however much decodes want."""
+AGED_SHARE = 0.5
+"""The same once the oldest has waited twice as long as it wished."""
+NUM_SPLITS = 8
+"""So many sizes of lanes are weighed, at most."""
+WORTH = 0.9
+"""Lanes that bring prompts forward at this pace of that of one step for both are worth their shorter waits."""
+HELD = 0.05
+"""So much better is what holds already, since a change has a cost and predictions have errors."""
+
+
+class Choice(NamedTuple):
+    """A division and what is foreseen of it: seconds between tokens, and tokens of prompts per second."""
+
+    is_mixed: bool
+    prefill_units: int
+    chunk: int
+    tbt_s: float
+    rate: float
+
+    @property
+    def key(self) -> int:
+        """0 for one step for both, else the units of the lane of prompts."""
+        return 0 if self.is_mixed else self.prefill_units
+
+
+class Aim(NamedTuple):
+    """What a division is to reach: the wishes, the time between tokens a margin below them, and the units that are
+    left to prompts in any case."""
+
+    tbt_s: float
+    ttft_s: float
+    target_s: float
+    min_prefill: int
+
+
+class Auto:
+    """Args:
+    slo: what holds for requests that wish nothing of their own.
+    can_mix: whether one step may hold both phases.
+    curves: of the machine's units, before they are measured.
+    """
+
+    is_split = True
+
+    def __init__(self, slo: Slo = NO_SLO, *, can_mix: bool = True, curves: Curves = CORES) -> None:
+        self.name = "auto" if can_mix else "split"
+        self._slo = slo
+        self._can_mix = can_mix
+        self._latency = Latency(curves)
+        self._attained = Attainment()
+        self._switching = Switching()
+        self._num_units = 1
+        self._is_feasible = True
+        self._held = 0
+        """The key of what holds."""
+        self._split_key = 0
+        """The latest that was not 0."""
+        self._is_new = True
+        self._division = Division(True, 1, 1, WHOLE)
+
+    # -- what it is told -----------------------------------------------------------------------------------
+
+    def stepped(self, step: StepSeen, now: float) -> None:
+        self._latency.seen(step, self._num_units)
+        self._switching.stepped(step.lane)
+
+    def answered(self, seconds: float, limit: float, now: float, *, is_first: bool) -> None:
+        wish = self._slo.ttft_s if is_first else self._slo.tbt_s
+        usual = TTFT_S if is_first else TBT_S
+        limit = _first_finite(limit, wish, usual)
+        self._attained.answered(seconds <= limit, is_first=is_first, can_tighten=self._is_feasible)
+
+    # -- what it decides -----------------------------------------------------------------------------------
+
+    def divide(self, demand: Demand) -> Division:
+        self._num_units = demand.num_units
+        if demand.num_prefill and demand.num_decodes:
+            aim = self._aim(demand)
+            wanted = self._best(demand, aim)
+            division = self._divided(self._settle(demand, aim, wanted), demand, aim)
+        else:
+            division = self._alone(demand)
+        self._switching.divided()
+        self._division = division
+        return division
+
+    def _alone(self, demand: Demand) -> Division:
+        """The lanes of the last division; the scheduler gives the one that has work everything."""
+        held = self._held_key(demand)
+        prefill, decode = self._units(held, demand.num_units)
+        what = "prompts" if demand.num_prefill else "decodes" if demand.num_decodes else "nothing"
+        return Division(not held, prefill, decode, WHOLE, why=f"{what} alone")
+
+    def _held_key(self, demand: Demand) -> int:
+        """What holds, as far as this machine can do it."""
+        if demand.num_units < 2:
+            return 0
+        if self._held == 0 and not self._can_mix:
+            return max(1, demand.num_units // 2)
+        return min(self._held, demand.num_units - 1)
+
+    def _aim(self, demand: Demand) -> Aim:
+        tbt_s = _first_finite(demand.tbt_s, self._slo.tbt_s, TBT_S)
+        ttft_s = _first_finite(demand.ttft_s, self._slo.ttft_s, TTFT_S)
+        lateness = min(1.0, max(0.0, demand.waited_s / ttft_s - 1)) if ttft_s > 0 else 1.0
+        share = MIN_SHARE + (AGED_SHARE - MIN_SHARE) * lateness
+        floor = min(max(1, round(share * demand.num_units)), max(1, demand.num_units - 1))
+        return Aim(tbt_s, ttft_s, self._attained.margin * tbt_s, floor)
+
+    def _best(self, demand: Demand, aim: Aim) -> Choice:
+        """Rules 2 and 3."""
+        mixed = self._mixed(demand, aim)
+        if demand.num_units < 2:
+            return mixed
+        split = self._best_split(demand, aim)
+        if not self._can_mix:
+            return split
+        crumb = min(SMALLEST_CHUNK * self._bias(0), demand.num_prefill)
+        keeps = mixed.tbt_s <= aim.target_s * (1 + 1e-9) and mixed.chunk >= crumb
+        if not keeps and split.tbt_s <= mixed.tbt_s:
+            return split
+        worth = WORTH if self._held else WORTH + HELD
+        return split if split.rate >= worth * mixed.rate and split.tbt_s <= mixed.tbt_s else mixed
+
+    def _bias(self, key: int) -> float:
+        """Limits are a little wider for what holds."""
+        return 1 - HELD if key == self._held and not self._is_new else 1 + HELD
+
+    def _mixed(self, demand: Demand, aim: Aim) -> Choice:
+        """The largest chunk that keeps the target. Prompts get half of a step's time where decodes alone miss it."""
+        alone = self._mixed_s(demand, 0)
+        target = max(aim.target_s, 2 * alone)
+        top = max(1, min(demand.num_prefill, WHOLE))
+        chunk = _largest(lambda num: self._mixed_s(demand, num) <= target, min(SMALLEST_CHUNK, top), top)
+        seconds = self._mixed_s(demand, chunk)
+        return Choice(True, demand.num_units, chunk, seconds, chunk / seconds)
+
+    def _mixed_s(self, demand: Demand, num: int) -> float:
+        load = Load(num, _pairs(num, demand), demand.num_decodes, demand.num_context)
+        return self._latency.step_s("mixed", demand.num_units, demand.num_units, load)
+
+    def _best_split(self, demand: Demand, aim: Aim) -> Choice:
+        """The largest share of prompts that keeps the target, or the smallest that they are to have."""
+        units = demand.num_units
+        sizes = {max(1, round(units * part / NUM_SPLITS)) for part in range(1, NUM_SPLITS)}
+        sizes = {size for size in sizes | {self._held} if aim.min_prefill <= size < units} or {
+            aim.min_prefill
+        }
+        for size in sorted(sizes, reverse=True):
+            choice = self._split(demand, aim, size)
+            if choice.tbt_s <= aim.target_s * (2 - self._bias(size)):
+                return choice
+        return self._split(demand, aim, min(sizes))
+
+    def _split(self, demand: Demand, aim: Aim, size: int) -> Choice:
+        units = demand.num_units
+        decodes = Load(num_decodes=demand.num_decodes, num_context=demand.num_context)
+        tbt_s = self._latency.step_s("decode", units - size, units, decodes, is_shared=True)
+        limit = min(LANE_STEP_S, TTFT_PART * aim.ttft_s)
+        top = max(1, demand.num_prefill)
+        chunk = _largest(
+            lambda num: self._prefill_s(demand, size, num) <= limit, min(SMALLEST_CHUNK, top), top
+        )
+        return Choice(False, size, chunk, tbt_s, chunk / self._prefill_s(demand, size, chunk))
+
+    def _prefill_s(self, demand: Demand, size: int, num: int) -> float:
+        load = Load(num, _pairs(num, demand))
+        return self._latency.step_s("prefill", size, demand.num_units, load, is_shared=True)
+
+    def _settle(self, demand: Demand, aim: Aim, wanted: Choice) -> Choice:
+        """Rule 4: what is wanted, or what holds."""
+        held = self._held_key(demand)
+        if self._is_new or held != self._held:
+            self._is_new, self._held = False, wanted.key
+            return wanted
+        if self._switching.may_switch(held, wanted.key, demand.now):
+            self._held = wanted.key
+            return wanted
+        if wanted.key == held:
+            return wanted
+        return self._split(demand, aim, held) if held else self._mixed(demand, aim)
+
+    def _divided(self, choice: Choice, demand: Demand, aim: Aim) -> Division:
+        self._split_key = choice.key or self._split_key
+        prefill, decode = self._units(choice.key, demand.num_units)
+        self._is_feasible = choice.tbt_s <= aim.tbt_s
+        sign = "<=" if choice.tbt_s <= aim.target_s else ">"
+        how = "one step for both" if choice.is_mixed else f"lanes of {prefill} and {decode} units"
+        why = (
+            f"{how}, chunks of {choice.chunk}: {choice.tbt_s:.4f} s between tokens {sign} "
+            f"{self._attained.margin:.2f} x {aim.tbt_s:.4g} s, {choice.rate:.0f} prompt tokens/s; "
+            f"{demand.num_decodes} decodes over {demand.num_context} tokens, {demand.num_prefill} prompt tokens, "
+            f"waited {demand.waited_s:.2f} s of {aim.ttft_s:.4g} s"
+        )
+        return Division(choice.is_mixed, prefill, decode, choice.chunk, why=why, predicted_tbt_s=choice.tbt_s)
+
+    def _units(self, key: int, num_units: int) -> tuple[int, int]:
+        """Of both lanes. With one step for both, of lanes that still compute after lanes were given up."""
+        if num_units < 2:
+            return num_units, num_units
+        prefill = min(key or max(1, num_units // 2), num_units - 1)
+        return (
+            (num_units, num_units - prefill) if not key and self._can_mix else (prefill, num_units - prefill)
+        )
+
+    # -- what it tells -------------------------------------------------------------------------------------
+
+    def describe(self) -> Mapping[str, float]:
+        division = self._division
+        predicted = division.predicted_tbt_s
+        return {
+            "phases_is_mixed": float(division.is_mixed),
+            "phases_prefill_units": division.prefill_units,
+            "phases_decode_units": division.decode_units,
+            "phases_chunk_tokens": 0 if division.max_prefill == WHOLE else division.max_prefill,
+            "phases_predicted_tbt_seconds": 0.0 if predicted is None else predicted,
+            "phases_switches": self._switching.num,
+            "phases_step_error": self._latency.residual,
+            **self._attained.describe(),
+        }
+
+
+def _first_finite(*values: float) -> float:
+    return next((value for value in values if value < inf), values[-1])
+
+
+def _pairs(num: int, demand: Demand) -> float:
+    """That a chunk has to weigh, if all prompts are like the next one."""
+    first = min(num, max(1, demand.next_prefill))
+    whole, part = divmod(num - first, demand.next_start + max(1, demand.next_prefill))
+    length = demand.next_start + demand.next_prefill
+    return (
+        attended_pairs(first, demand.next_start) + whole * attended_pairs(length, 0) + attended_pairs(part, 0)
+    )
+
+
+def _largest(is_kept: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number in [low, high] that keeps a limit which larger numbers break; ``low`` where none does."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if is_kept(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
