@@ -387,26 +387,31 @@ def conversation(llm: LLM) -> list[list[int]]:
     histories = [[10 + index] * 30 for index in range(4)]
     answers: list[list[int]] = []
     for number in range(4):
-        inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-        for index, history in enumerate(histories):
-
-            def put(item: Any, index: int = index) -> None:
-                inbox.put((index, item))
-
-            program = ProgramRef(owner="o", program=str(index))
-            params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
-            request = GenerateRequest(f"{index}-{number}", tuple(history), params, program=program)
-            llm._core.submit(request, put, put)
-        said: list[list[int]] = [[] for _ in histories]
-        left = len(histories)
-        while left:
-            index, delta = inbox.get(timeout=60)
-            said[index] += delta.token_ids
-            left -= delta.finish_reason is not None
+        said = one_round(llm, number, histories)
         answers += said
         for index, history in enumerate(histories):
             history += [*said[index], 100 + number, 50 + index, 60, 61, 62]
     return answers
+
+
+def one_round(llm: LLM, number: int, histories: list[list[int]]) -> list[list[int]]:
+    inbox: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    for index, history in enumerate(histories):
+
+        def put(item: Any, index: int = index) -> None:
+            inbox.put((index, item))
+
+        program = ProgramRef(owner="o", program=str(index))
+        request = GenerateRequest(f"{index}-{number}", tuple(history), params, program=program)
+        llm._core.submit(request, put, put)
+    said: list[list[int]] = [[] for _ in histories]
+    left = len(histories)
+    while left:
+        index, delta = inbox.get(timeout=60)
+        said[index] += delta.token_ids
+        left -= delta.finish_reason is not None
+    return said
 
 
 def test_blocks_from_a_tier_below_are_the_same(
