@@ -109,6 +109,13 @@ class EngineOptions:
             help=f"How prefill and decode share the machine: {', '.join(PHASES)}.",
         ),
     ] = DEFAULT_PHASES
+    partition: Annotated[
+        Literal["auto", "serial", "cpu", "cpu-pinned", "green", "priority"],
+        Parameter(
+            group=ENGINE,
+            help="Who divides the machine between prefill and decode; auto takes what works here.",
+        ),
+    ] = "auto"
     slo_ttft_ms: Annotated[
         float | None,
         Parameter(

@@ -12,6 +12,7 @@ POOLINGS = ("auto", "none", "last", "mean")
 DEFAULT_MODEL = "smollm2"
 DEFAULT_AGENT_POLICY = "braid"
 DEFAULT_PHASES = "mixed"
+PARTITIONS = ("auto", "serial", "cpu", "cpu-pinned", "green", "priority")
 MAX_BLOCK_SIZE = 256
 
 
@@ -47,6 +48,9 @@ class EngineConfig:
             embeddings) or ``auto`` (as the checkpoint says; none if it says nothing).
         agent_policy: how agents' programs are ordered, admitted and kept; see ``braid.policy.agents.catalog``.
         phases: how prefill and decode share the machine; see ``braid.policy.phases.catalog``.
+        partition: who gives each lane its share: ``serial`` (there is one lane), ``cpu`` (teams of threads),
+            ``cpu-pinned`` (on cores of their own), ``green`` (CUDA green contexts, disjoint SMs), ``priority`` (CUDA
+            streams, no isolation) or ``auto`` (what works here and isolates lanes).
         slo_ttft_ms, slo_tbt_ms: milliseconds until a first token, and between two tokens, that requests are to keep
             which wish nothing of their own; None for no limit.
         agent_log: file to which every turn's start and stop are appended, one JSON line each, without text or ids.
@@ -74,6 +78,7 @@ class EngineConfig:
     pooling: str = "auto"
     agent_policy: str = DEFAULT_AGENT_POLICY
     phases: str = DEFAULT_PHASES
+    partition: str = "auto"
     slo_ttft_ms: float | None = None
     slo_tbt_ms: float | None = None
     agent_log: str | None = None
@@ -92,6 +97,8 @@ class EngineConfig:
         _require(named, "agent_policy", self.agent_policy, "the name of a policy")
         named = isinstance(self.phases, str) and self.phases.strip() != ""
         _require(named, "phases", self.phases, "the name of a mode")
+        valid = f"one of {', '.join(PARTITIONS)}"
+        _require(self.partition in PARTITIONS, "partition", self.partition, valid)
         for name in ("slo_ttft_ms", "slo_tbt_ms"):
             limit = getattr(self, name)
             _require(limit is None or limit > 0, name, limit, "above 0 or None")

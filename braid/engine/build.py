@@ -37,12 +37,17 @@ from braid.policy.agents.policy import AgentPolicy
 from braid.policy.agents.wishes import acted_on
 from braid.policy.fit import MemoryPlan, fit
 from braid.policy.phases.catalog import phases_policy
+from braid.policy.phases.fixed import Mixed
 from braid.runner.kv_store import KVStore
+from braid.runner.partition import Partition, open_partition
 from braid.runner.runner import Runner
 from braid.sched.config import Policies
 from braid.sched.scheduler import Scheduler, SchedulerConfig
 
 logger = logging.getLogger(__name__)
+
+AUTO_PHASES = "auto"
+"""The mode that does without lanes where there cannot be any; the others that want them refuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,10 @@ def build_engine(
     spec = model_spec(config.model, checkpoint.config)
     plan = plan_memory(config, spec, dtype, device)
     limits = _scheduler_config(config, plan)
-    make_policies(config, has_lower=False)  # an unknown name is an error before anything is loaded
+    # What is unknown, or does not work here, is an error before anything is loaded.
+    is_split = make_policies(config, has_lower=False).phases.is_split
+    partition = pick_partition(config, device, needs_lanes=is_split)
+    limits = replace(limits, num_units=partition.num_units)
     model = build_model(checkpoint.config, dtype=dtype, device=device)
     load_weights(model, faults.over("load.weights", iter_weights(checkpoint, dtype, progress=progress)))
     model.eval()
@@ -92,8 +100,11 @@ def build_engine(
     )
     lower = open_tiers(config, model, kv, checkpoint.config, faults=faults)
     policies = make_policies(config, has_lower=bool(lower.sizes))
-    is_split = policies.phases.is_split
-    runner = Runner(model, kv, device=device, faults=faults, tiers=lower.lane, is_split=is_split)
+    if is_split and not partition.has_lanes:
+        policies, is_split = replace(policies, phases=Mixed()), False
+    runner = Runner(
+        model, kv, device=device, faults=faults, tiers=lower.lane, is_split=is_split, partition=partition
+    )
     limits = replace(limits, **{f"num_{name}_blocks": count for name, count in lower.sizes.items()})
     log = open_agent_log(config, limits, policies)
     scheduler = Scheduler(limits, policies, faults=faults, observer=log, kept=lower.kept)
@@ -103,6 +114,8 @@ def build_engine(
         *plan.lines(),
         *lower.lines(config.block_size, kv.num_bytes // kv.num_blocks),
         f"agent policy: {policies.agents.name}; phases: {policies.phases.name}",
+        *partition.lines(),
+        *runner.granted,
         f"ready in {time.monotonic() - begin:.1f} s",
     ]
     grammars = Grammars(lambda: read_vocabulary(checkpoint, spec.vocab_size, eos_token_ids), faults=faults)
@@ -117,6 +130,24 @@ def build_engine(
         faults=faults,
     )
     return Built(core, plan, limits, reckoning)
+
+
+def pick_partition(config: EngineConfig, device: torch.device, *, needs_lanes: bool) -> Partition:
+    """What divides the machine between lanes.
+
+    Raises:
+        InvalidParameterError: it was named and does not work here, or phases were named that need lanes and there
+            cannot be any.
+    """
+    threads = torch.get_num_threads()
+    partition = open_partition(config.partition, device, threads=threads, needs_lanes=needs_lanes)
+    if needs_lanes and not partition.has_lanes and config.phases != AUTO_PHASES:
+        raise InvalidParameterError(
+            f"phases {config.phases!r} needs a lane for each phase, but there is one: {partition.lines()[0]}; "
+            "use --phases mixed, or another partition",
+            param="phases",
+        )
+    return partition
 
 
 def make_policies(config: EngineConfig, *, has_lower: bool) -> Policies:

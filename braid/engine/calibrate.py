@@ -78,7 +78,7 @@ class _Rig:
 
     def run(self, shape: _Shape) -> tuple[float, float]:
         """Seconds of one step, and those of them that went into logits and sampling."""
-        times = self._runner.times
+        times = self._runner.times[MIXED]
         before = times.head + times.sample
         self._runner.submit(StepPlan(self.num_steps, MIXED, tuple(self._works(shape))))
         (result,) = self._runner.wait(None)

@@ -338,7 +338,8 @@ class ProcessClient:
                 reader.result()
             if hung.done():
                 hung.result()
-                logger.error("the engine process has stopped making progress; killing it")
+                stuck = ", ".join(engine.heartbeat.stuck)
+                logger.error("the engine process has stopped making progress (%s); killing it", stuck)
                 process.kill()
             await asyncio.wait([reader], timeout=_LAST_WORDS)
             return await ended

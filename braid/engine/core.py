@@ -17,7 +17,7 @@ from braid.core.request import Delta, Request
 from braid.engine.agent_log import AgentLog
 from braid.engine.grammar import Grammar, Grammars
 from braid.engine.heartbeat import Pulse
-from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest
+from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest, LaneStats
 from braid.policy.agents.program import Finish
 from braid.runner.runner import Runner
 from braid.sched.loop import Loop
@@ -107,12 +107,20 @@ class EngineCore:
     def stats(self) -> Future[EngineStats]:
         """Gauges and counters, taken between two steps."""
         self._require_alive()
-        return self._loop.post(lambda scheduler, now: EngineStats(**scheduler.stats()._asdict()))
+        return self._loop.post(lambda scheduler, now: self._stats())
+
+    def _stats(self) -> EngineStats:
+        lanes = {lane: LaneStats(*state) for lane, state in self.runner.lane_states().items()}
+        return EngineStats(**self._scheduler.stats()._asdict(), lanes=lanes)
 
     def pulse(self) -> Future[Pulse]:
         """A sign of life of the loop and of its lanes."""
         self._require_alive()
-        return self._loop.post(lambda scheduler, now: Pulse(self._loop.is_busy, self.runner.progress))
+        return self._loop.post(lambda scheduler, now: self._pulse())
+
+    def _pulse(self) -> Pulse:
+        times = self.runner.times
+        return Pulse({lane: times[lane].progress for lane in sorted(self._loop.computing)})
 
     def program(
         self, verb: ProgramVerb, program: ProgramRef, seconds: float | None = None

@@ -11,6 +11,7 @@ from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb, Re
 from braid.core.request import Delta
 from braid.core.sampling import SamplingParams
 from braid.policy.agents.program import Finish
+from braid.policy.phases.policy import Division
 
 MAX_LISTED = 1000
 """Programs that are told of at once."""
@@ -56,6 +57,19 @@ class EngineInfo:
     """How programs are ordered, admitted and kept."""
     acts_on: tuple[str, ...] = ("lease_s", "verbs")
     """Fields of ``RetainIntent`` that make a difference under this policy."""
+
+
+class LaneStats(NamedTuple):
+    """A lane that computes: now, and since the engine started.
+
+    ``units`` are cores, or groups of SMs, of the step in flight, 0 without one; ``restarts`` are threads that followed
+    one that had died.
+    """
+
+    units: int = 0
+    steps: int = 0
+    busy_s: float = 0.0
+    restarts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +123,10 @@ class EngineStats:
     tiers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By tier below the device (``host``, ``disk``) its blocks: ``slots``, ``used``, ``stored``, ``loaded``,
     ``failed``, ``evicted``."""
+    lanes: Mapping[str, LaneStats] = field(default_factory=dict)
+    """``mixed``, ``prefill`` and ``decode``, as far as the engine has them."""
+    division: Division | None = None
+    """How the phases share the machine since the last step was planned."""
 
 
 class EngineClient(Protocol):

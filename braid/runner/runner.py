@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from braid.runner.constraint import Masks
 from braid.runner.kv_store import KVStore
 from braid.runner.lane import LaneThread
 from braid.runner.lower.lane import TierLane
+from braid.runner.partition import Partition, SerialPartition
 from braid.runner.prompt import pool, score
 from braid.runner.replay import DecodeReplay
 from braid.runner.sampler import Row, sample, sample_row
@@ -35,17 +37,44 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RunnerTimes:
-    """Seconds spent since the start, by part of a step.
+    """What one lane has done since the start, in steps, layers and seconds by part of a step.
 
-    ``prepare`` turns plans into tensors; ``kernels`` is the model's blocks: native kernels alone in a replayed step,
-    the whole forward pass with its Python in an eager one; ``head`` computes logits; ``sample`` chooses tokens.
+    Written by the lane's thread alone. ``prepare`` turns plans into tensors; ``kernels`` is the model's blocks: native
+    kernels alone in a replayed step, the whole forward pass with its Python in an eager one; ``head`` computes logits;
+    ``sample`` chooses tokens.
     """
 
     steps: int = 0
+    layers: int = 0
+    busy: float = 0.0
     prepare: float = 0.0
     kernels: float = 0.0
     head: float = 0.0
     sample: float = 0.0
+
+    @property
+    def progress(self) -> int:
+        """While it moves, a step is long and not stuck."""
+        return self.steps + self.layers
+
+
+class LaneState(NamedTuple):
+    """A lane at one moment, and what it has done since the start.
+
+    ``units`` are those of the step in flight, 0 without one; ``restarts`` are threads that followed a dead one.
+    """
+
+    units: int
+    steps: int
+    busy_s: float
+    restarts: int
+
+
+class _Here(threading.local):
+    """Whose step this thread is at."""
+
+    def __init__(self) -> None:
+        self.times = RunnerTimes()
 
 
 class _Forward(NamedTuple):
@@ -80,6 +109,7 @@ class Runner:
         faults: what tests let go wrong in here.
         tiers: copies blocks to and from the tiers below the device, in a lane of its own.
         is_split: have lanes for prefill and decode too, each with a thread of its own.
+        partition: gives each lane its share of the device; None for one lane that has everything.
     """
 
     def __init__(
@@ -92,12 +122,15 @@ class Runner:
         faults: Faults | None = None,
         tiers: TierLane | None = None,
         is_split: bool = False,
+        partition: Partition | None = None,
     ) -> None:
         faults = faults or Faults()
+        partition = partition or SerialPartition(device, torch.get_num_threads())
         self.lanes = (COMPUTING if is_split else (MIXED,)) + (() if tiers is None else (TIER,))
-        self.times = RunnerTimes()
-        self.progress = 0
-        """Layers and steps so far: while it moves, a step is long and not stuck."""
+        self.times: Mapping[str, RunnerTimes] = {lane: RunnerTimes() for lane in COMPUTING}
+        """By lane: two threads never write the same numbers."""
+        self._here = _Here()
+        self._in_flight: dict[str, StepPlan] = {}
         self.masks = masks or Masks(device, faults=faults)
         self._model = model
         self._kv = kv
@@ -116,10 +149,17 @@ class Runner:
         if tiers is not None:
             tiers.tell = self._results.put
         # Mixed steps never run beside those of decodes, which use the same tapes.
-        main = LaneThread("decode" if is_split else "mixed", self._serve, device)
+        main = self._lane(DECODE if is_split else MIXED, partition)
         self._threads = {MIXED: main}
         if is_split:
-            self._threads |= {DECODE: main, PREFILL: LaneThread("prefill", self._serve, device)}
+            self._threads |= {DECODE: main, PREFILL: self._lane(PREFILL, partition)}
+        errands = {lane: self._threads[lane].call for lane in ((PREFILL, DECODE) if is_split else ())}
+        self.granted = partition.granted(errands)
+        """What the lanes really get of the device, in words."""
+
+    def _lane(self, name: str, partition: Partition) -> LaneThread:
+        seat = partition.seat(name)
+        return LaneThread(name, lambda plan: self.execute(plan), self._bury, self._results.put, seat)
 
     def now(self) -> float:
         return time.monotonic()
@@ -129,6 +169,7 @@ class Runner:
             assert self._tiers is not None, "there is no tier below the device"
             self._tiers.submit(plan)
         else:
+            self._in_flight[plan.lane] = plan
             self._threads[plan.lane].submit(plan)
 
     def wait(self, until: float | None) -> list[StepResult]:
@@ -140,8 +181,11 @@ class Runner:
         except queue.Empty:
             return []
         if isinstance(result, BaseException):
-            raise RuntimeError("the lane's thread has ended") from result
-        return [] if result is None else [result]
+            raise RuntimeError(f"a lane's thread has ended: {result!r}") from result
+        if result is None:
+            return []
+        self._in_flight.pop(result.lane, None)
+        return [result]
 
     def wake(self) -> None:
         self._results.put(None)
@@ -154,25 +198,49 @@ class Runner:
             self._tiers.close()
         self.masks.close()
 
-    def _serve(self, plan: StepPlan | BaseException) -> None:
-        """On a lane's thread: run its plan, or pass on what has ended it, so that it is not waited for."""
-        self._results.put(plan if isinstance(plan, BaseException) else self.execute(plan))
+    def lane_states(self) -> dict[str, LaneState]:
+        """On the loop's thread: the lanes that compute. One thread may serve two of them."""
+        states: dict[str, LaneState] = {}
+        for lane, thread in self._threads.items():
+            times, plan = self.times[lane], self._in_flight.get(lane)
+            restarts = 0 if lane == MIXED and len(self._threads) > 1 else thread.num_restarts
+            states[lane] = LaneState(0 if plan is None else plan.units, times.steps, times.busy, restarts)
+        return states
+
+    def _bury(self, plan: StepPlan, error: BaseException) -> StepResult:
+        """On a lane's thread that ends: errors for all works of its plan, and nothing of theirs left behind."""
+        if plan.lane != PREFILL:
+            self._replay.clear()  # one may be half recorded
+        reason = f"the thread that computed the step has ended: {error!r}"
+        for work in plan.works:
+            self._clear(work)
+        self.times[plan.lane].steps += 1
+        errors = {work.request_id: reason for work in plan.works}
+        return StepResult(plan.step_id, plan.lane, self.now(), 0.0, {}, errors)
+
+    def _clear(self, work: Work) -> None:
+        """What a work may have half written is not to reach the next owner of its blocks; see ``_quarantine``."""
+        size, end = self._kv.block_size, work.start + len(work.token_ids)
+        slots = [work.block_ids[at // size] * size + at % size for at in range(work.start, end)]
+        self._kv.clear(torch.tensor(slots, device=self._device))
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one plan on the calling thread. Never raises: what fails is named in ``errors``."""
         start = self.now()
+        times = self._here.times = self.times[plan.lane]
         try:
             outcome = self._run(plan.works, _Outcome(), may_replay=plan.lane != PREFILL)
         except Exception as error:
             outcome = self._isolate(plan.works, error, may_replay=plan.lane != PREFILL)
         self._move_on(plan.works, outcome)
-        self.times.steps += 1
-        self.progress += 1
+        duration = self.now() - start
+        times.steps += 1
+        times.busy += duration
         return StepResult(
             plan.step_id,
             plan.lane,
             start,
-            self.now() - start,
+            duration,
             outcome.tokens,
             outcome.errors,
             scores=outcome.scores,
@@ -182,7 +250,7 @@ class Runner:
         )
 
     def _count_layer(self, block: nn.Module, inputs: object, output: object) -> None:
-        self.progress += 1
+        self._here.times.layers += 1
 
     def _isolate(self, works: Sequence[Work], error: Exception, *, may_replay: bool) -> _Outcome:
         """After a failed step, run each work alone: only the guilty request fails, and each takes less memory.
@@ -206,7 +274,7 @@ class Runner:
         return outcome
 
     def _run(self, works: Sequence[Work], outcome: _Outcome, *, may_replay: bool) -> _Outcome:
-        clock, times = time.perf_counter, self.times
+        clock, times = time.perf_counter, self._here.times
         begin = clock()
         step = self._step_forward(works, may_replay)
         forwarded = clock()

@@ -118,9 +118,9 @@ class Loop:
         return not (self._inbox or self._in_flight or self._scheduler.has_unfinished)
 
     @property
-    def is_busy(self) -> bool:
-        """Whether a step that computes is in flight."""
-        return bool(self._in_flight - {TIER})
+    def computing(self) -> set[str]:
+        """The lanes with a step that computes in flight."""
+        return self._in_flight - {TIER}
 
     def run_once(self) -> None:
         """Plan on every free lane, then wait for whatever comes first and take it in."""

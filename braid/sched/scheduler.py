@@ -101,6 +101,8 @@ class SchedulerStats(NamedTuple):
     agent_log_dropped: int
     tiers: Mapping[str, Mapping[str, int]]
     """By tier below the device, what became of blocks; see ``LowerTier.counts``."""
+    division: Division | None
+    """How the phases share the machine since the last step was planned; None before."""
 
 
 class Flight(NamedTuple):
@@ -156,6 +158,7 @@ class Scheduler:
         self._shared: set[str] = set()
         """Lanes in flight beside which another one computed."""
         self._division: tuple[Demand, Division] | None = None
+        self._last_division: Division | None = None
         self._has_preempted = False
         """Whether the latest decodes have taken blocks from somebody."""
         self._now = float("-inf")
@@ -366,6 +369,7 @@ class Scheduler:
         if self._division is None:
             demand = self._demand(now)
             self._division = demand, self._phases.divide(demand)
+            self._last_division = self._division[1]
         return self._division
 
     def _demand(self, now: float) -> Demand:
@@ -903,6 +907,7 @@ class Scheduler:
             turn_preemptions=self._tally.preemptions.read(),
             agent_log_dropped=0 if self._observer is None else self._observer.num_dropped,
             tiers={} if self._transfers is None else self._transfers.counts(),
+            division=self._last_division,
         )
 
     def check_integrity(self) -> None:
