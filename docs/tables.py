@@ -14,6 +14,7 @@ from typing import Any
 from braid.cli.app import app
 from braid.cli.options import ServerOptions
 from braid.core import constraint, sampling
+from braid.server import slo
 from braid.server.config import ServerConfig
 from braid.server.dialects import embeddings, messages_input, schemas, structured, tools
 from braid.server.guard import keys
@@ -110,6 +111,7 @@ def bounds() -> str:
         ("entries of `stop_sequences`", sampling.MAX_STOP),
         ("entries of `stop_token_ids`", schemas.MAX_STOP_TOKEN_IDS),
         ("`priority`", schemas.MAX_PRIORITY),
+        ("`slo_ttft_ms`, `slo_tbt_ms`", slo.MAX_SLO_MS),
         ("pairs of `metadata`", schemas.MAX_METADATA),
         ("characters of a `metadata` key, and of a value", f"{schemas.MAX_KEY}, {schemas.MAX_VALUE}"),
         ("characters of `safety_identifier`", schemas.MAX_SAFETY_IDENTIFIER),

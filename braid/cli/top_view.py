@@ -20,6 +20,7 @@ _LATENCIES = (
     ("E2E", "request_seconds"),
     ("queue", "queue_seconds"),
 )
+LANES = ("mixed", "prefill", "decode")
 _QUANTILES = (0.5, 0.9, 0.99)
 _FEWEST_PROGRAMS = 3
 _FIXED_LINES = 18
@@ -142,7 +143,25 @@ def _tokens(history: History, width: int) -> Panel:
         ("total in", int(now.value("prompt_tokens_total")), ""),
         ("out", int(now.value("generation_tokens_total")), ""),
     )
-    return panel(f"tokens, last {history.span:.0f} s", Group(table, Text(), sums))
+    return panel(f"tokens, last {history.span:.0f} s", Group(table, _lanes(history), sums))
+
+
+def _lanes(history: History) -> Text:
+    """The lanes that worked: their share of the machine, and of the time in which they computed."""
+    now, before = history.now, history.scrapes[0]
+    units, division = now.by("lane_units", "lane"), now.by("division_units", "lane")
+    busy, earlier = now.by("lane_busy_seconds_total", "lane"), before.by("lane_busy_seconds_total", "lane")
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for lane in (name for name in LANES if name in busy):
+        gained = busy[lane] - earlier.get(lane, 0.0)
+        if gained <= 0 or history.span <= 0:
+            continue
+        share = min(1.0, gained / history.span)
+        size = int(units.get(lane) or division.get(lane, 0))
+        text.append(f"{lane} ", style="dim")
+        text.append(f"×{size} ", style="bold")
+        text.append(f"{share:.0%}  ")
+    return text
 
 
 def _latency(history: History) -> Panel:

@@ -109,7 +109,11 @@ def build_engine(
     log = open_agent_log(config, limits, policies)
     scheduler = Scheduler(limits, policies, faults=faults, observer=log, kept=lower.kept)
     pooling = pick_pooling(config.pooling, checkpoint)
-    info = _describe(config, spec, plan, dtype, device, pooling, policies.agents)
+    info = replace(
+        _describe(config, spec, plan, dtype, device, pooling, policies.agents),
+        phases=policies.phases.name,
+        partition=partition.name,
+    )
     reckoning = [
         *plan.lines(),
         *lower.lines(config.block_size, kv.num_bytes // kv.num_blocks),

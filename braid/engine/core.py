@@ -273,6 +273,7 @@ class EngineCore:
             program=wanted.program,
             intent=wanted.intent,
             pooling=wanted.pooling,
+            slo=wanted.slo,
         )
 
     def _abort(self, request_id: str, now: float) -> None:

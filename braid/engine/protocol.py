@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from braid.core.metrics import EMPTY_HISTOGRAM, Histogram
 from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb, RetainIntent
-from braid.core.request import Delta
+from braid.core.request import NO_SLO, Delta, Slo
 from braid.core.sampling import SamplingParams
 from braid.policy.agents.program import Finish
 from braid.policy.phases.policy import Division
@@ -29,6 +29,7 @@ class GenerateRequest(NamedTuple):
     intent: RetainIntent | None = None
     pooling: str | None = None
     """``last`` or ``mean``: one vector of the prompt's hidden states instead of tokens."""
+    slo: Slo = NO_SLO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,10 @@ class EngineInfo:
     """How this model's embeddings are made (``last`` or ``mean``); None where it makes none."""
     block_bytes: int = 0
     """KV of one block, for blocks as bytes."""
+    phases: str = "mixed"
+    """How prefill and decode share the machine."""
+    partition: str = "serial"
+    """What gives lanes their shares."""
     agent_policy: str = "lru"
     """How programs are ordered, admitted and kept."""
     acts_on: tuple[str, ...] = ("lease_s", "verbs")

@@ -49,7 +49,7 @@ class CpuPartition:
         if min(threads, cores) < 2:
             raise UnavailableError(
                 f"two lanes need two cores, and there {'is' if min(threads, cores) == 1 else 'are'} "
-                f"{min(threads, cores)} (usable: {cores}, threads: {threads}); use serial"
+                f"{min(threads, cores)} (usable: {cores}, threads: {threads})"
             )
         self.name = "cpu-pinned" if is_pinned else "cpu"
         self.num_units = threads

@@ -11,7 +11,7 @@ from typing import Any
 
 from braid.core.errors import EngineDeadError
 from braid.core.program import ProgramRef, RetainIntent
-from braid.core.request import PhaseTimes, TokenLogprobs
+from braid.core.request import NO_SLO, PhaseTimes, Slo, TokenLogprobs
 from braid.core.sampling import SamplingParams
 from braid.engine.protocol import EngineClient, GenerateRequest
 from braid.server.decode import ChoiceDecoder, ChoiceDelta
@@ -48,6 +48,7 @@ class Call:
     priority: int = 0
     program: ProgramRef | None = None
     intent: RetainIntent | None = None
+    slo: Slo = NO_SLO
 
     def sequences(self) -> list[GenerateRequest]:
         """Choice ``i`` is output ``i % n`` of prompt ``i // n``; every sequence has an id of its own."""
@@ -62,6 +63,7 @@ class Call:
                 priority=self.priority,
                 program=self.program,
                 intent=self.intent,
+                slo=self.slo,
             )
             for prompt in range(len(self.prompts))
             for output in range(n)
@@ -197,7 +199,7 @@ class Generation:
 
     async def _run(self, index: int) -> Choices:
         sequence, decoder = self._sequences[index], self._decoders[index]
-        timer = SequenceTimer(self._metrics, self.report, index)
+        timer = SequenceTimer(self._metrics, self.report, index, sequence.slo)
         reason = "error"
         times: PhaseTimes | None = None
         deltas = self._engine.generate(sequence)

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from braid import __version__
 from braid.core.constraint import Constraint
 from braid.core.errors import InvalidParameterError
+from braid.core.request import NO_SLO, Slo
 from braid.core.sampling import SamplingParams
 from braid.server.config import ServerContext
 from braid.server.embed import Embedding, EmbedRequest
@@ -39,6 +40,7 @@ from braid.server.prompts import (
     check_token_ids,
     render_turn,
 )
+from braid.server.slo import with_headers
 from braid.server.turn import Turn, TurnRequest
 from braid.text.reply import ReplyReader
 
@@ -62,6 +64,7 @@ class TextRequest:
     return_token_ids: bool = False
     cache_salt: str = ""
     priority: int = 0
+    slo: Slo = NO_SLO
     id_prefix: str = "cmpl-"
     param: str = "prompt"
 
@@ -300,6 +303,7 @@ class Pipeline:
             priority=wanted.priority,
             program=plan.program,
             intent=told.intent,
+            slo=with_headers(wanted.slo, request.headers),
         )
         return call, plan
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from braid.core.constraint import Constraint
+from braid.core.request import NO_SLO, Slo
 from braid.core.sampling import SamplingParams
 from braid.server.decode import ChoiceDelta, Token
 from braid.server.generate import Generation
@@ -49,6 +50,7 @@ class TurnRequest:
     return_token_ids: bool = False
     cache_salt: str = ""
     priority: int = 0
+    slo: Slo = NO_SLO
     breakpoints: tuple[int, ...] = ()
     size: int = 0
     id_prefix: str = "chatcmpl-"

@@ -86,6 +86,7 @@ class ChatRoutes:
             return_token_ids=bool(fields.return_token_ids),
             cache_salt=fields.cache_salt or "",
             priority=fields.priority or 0,
+            slo=fields.slo(),
             size=size,
         )
         return wanted, dropped

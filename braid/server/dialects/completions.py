@@ -69,6 +69,7 @@ class CompletionRoutes:
             return_token_ids=bool(fields.return_token_ids),
             cache_salt=fields.cache_salt or "",
             priority=fields.priority or 0,
+            slo=fields.slo(),
         )
 
     def _echoed(self, fields: CompletionRequest, prompts: tuple[Tokens, ...]) -> list[str]:

@@ -53,6 +53,7 @@ class MessageRoutes:
             default_max_tokens=fields.max_tokens,
             cache_salt=fields.cache_salt or "",
             priority=fields.priority or 0,
+            slo=fields.slo(),
         )
         turn = await pipeline.turn(request, wanted)
         record = record_of(request)

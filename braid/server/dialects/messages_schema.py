@@ -16,6 +16,7 @@ from braid.server.dialects.schemas import MAX_STOP_CHARS, MAX_STOP_TOKEN_IDS, UN
 from braid.server.dialects.structured import StructuredFields, schema_constraint
 from braid.server.dialects.tools import MAX_TOOLS, parse_function
 from braid.server.guard.body import echo
+from braid.server.slo import SloFields
 from braid.text.tools import Tool, ToolChoice
 
 _SAMPLING_FIELDS = (
@@ -153,7 +154,7 @@ class CountRequest(StructuredFields):
         return {**variables, **(self.chat_template_kwargs or {})}
 
 
-class MessagesRequest(CountRequest, ProgramFields):
+class MessagesRequest(CountRequest, ProgramFields, SloFields):
     max_tokens: int
     stream: bool | None = None
     stop_sequences: Items[str] | None = None

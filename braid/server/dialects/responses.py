@@ -72,6 +72,7 @@ class ResponseRoutes:
             template=fields.template_variables(),
             cache_salt=fields.cache_salt or "",
             priority=fields.priority or 0,
+            slo=fields.slo(),
             breakpoints=given.breakpoints,
             size=size,
             id_prefix="resp_",

@@ -14,6 +14,7 @@ from braid.server.dialects.fields import Items as Items
 from braid.server.dialects.fields import ProgramFields, refuse
 from braid.server.dialects.structured import StructuredFields
 from braid.server.guard.body import echo
+from braid.server.slo import SloFields
 
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
 _SAMPLING_FIELDS = (
@@ -80,7 +81,7 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class RequestFields(StructuredFields, ProgramFields):
+class RequestFields(StructuredFields, ProgramFields, SloFields):
     """What chat and completions have in common; None always means the default."""
 
     model_config = ConfigDict(strict=True)

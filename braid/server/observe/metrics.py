@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -12,8 +13,9 @@ from prometheus_client.registry import Collector
 
 from braid.core.metrics import Histogram
 from braid.core.program import Applied, Outcome
-from braid.core.request import PhaseTimes
-from braid.engine.protocol import EngineInfo, EngineStats
+from braid.core.request import NO_SLO, PhaseTimes, Slo
+from braid.engine.protocol import EngineInfo, EngineStats, LaneStats
+from braid.policy.phases.policy import Division
 from braid.server.observe.instruments import (
     LABELS,
     OTHER,
@@ -148,6 +150,14 @@ class ServerMetrics:
         self._turns = made.counters(
             "program_turns", "Calls that named their program, by where they named it", "source"
         )
+        self._slo = made.counters(
+            "slo_tokens", "Tokens of requests that wish a limit, by whether they kept it", "slo", "outcome"
+        )
+        self.slo_tokens = {
+            (slo, is_kept): self._slo.of(slo, "kept" if is_kept else "missed")
+            for slo in ("ttft", "tbt")
+            for is_kept in (True, False)
+        }
         self._outcomes = made.counters(
             "retention_outcomes", "What became of retention wishes", "outcome", "reason"
         )
@@ -188,9 +198,10 @@ class ServerMetrics:
 class SequenceTimer:
     """Times of one sequence, into the metrics and into its call's report."""
 
-    __slots__ = ("_first", "_last", "_metrics", "_number", "_report")
+    __slots__ = ("_first", "_last", "_metrics", "_number", "_report", "_slo")
 
-    def __init__(self, metrics: ServerMetrics, report: CallReport, number: int) -> None:
+    def __init__(self, metrics: ServerMetrics, report: CallReport, number: int, slo: Slo = NO_SLO) -> None:
+        self._slo = slo
         self._metrics = metrics
         self._report = report
         self._number = number
@@ -207,9 +218,15 @@ class SequenceTimer:
             self._metrics.num_decoding += 1
             if self._report.first_token is None:
                 self._report.first_token = now
-            self._metrics.first_token.observe(now - self._report.start)
+            took = now - self._report.start
+            self._metrics.first_token.observe(took)
+            if self._slo.ttft_s != inf:
+                self._metrics.slo_tokens["ttft", took <= self._slo.ttft_s].inc()
         else:
-            self._metrics.inter_token.observe((now - self._last) / count)
+            took = (now - self._last) / count
+            self._metrics.inter_token.observe(took)
+            if self._slo.tbt_s != inf:
+                self._metrics.slo_tokens["tbt", took <= self._slo.tbt_s].inc()
         self._last = now
 
     def finish(
@@ -279,7 +296,7 @@ def metric_rows() -> list[MetricRow]:
     metrics.constrained("regex")
     metrics.turn_of("body")
     metrics.outcome(Outcome("min_s", Applied.APPLIED))
-    stats = EngineStats(policy_state={"eta": 0.0}, tiers={"disk": {}})
+    stats = EngineStats(policy_state={"eta": 0.0}, tiers={"disk": {}}, lanes={"mixed": LaneStats()})
     families = list(metrics.families(Gauges(True, 0, _NO_INFO, stats)))
     return sorted(_row(family) for family in families)
 
@@ -424,6 +441,8 @@ def _engine_families(read: Gauges, num_decoding: int, labels: Labels) -> Iterato
         yield info("cache_config", "Sizes of the KV cache", sizes, labels)
         policy = {"policy": read.info.agent_policy}
         yield info("agent_policy", "How programs are ordered, admitted and kept", policy, labels)
+        phases = {"phases": read.info.phases, "partition": read.info.partition}
+        yield info("phases", "How prefill and decode share the machine, and what divides it", phases, labels)
     if read.stats is not None:
         yield from _stats_families(read.stats, num_decoding, labels)
 
@@ -441,6 +460,50 @@ def _tier_families(tiers: Mapping[str, Mapping[str, int]], labels: Labels) -> It
     }
     help = "Blocks of lower tiers by what became of them; failed ones are computed again"
     yield totals("kv_tier_blocks", help, ("event", "tier"), events, labels)
+
+
+def _lane_families(stats: EngineStats, labels: Labels) -> Iterator[Metric]:
+    """Of the lanes that compute, and of how the phases share the machine."""
+    lanes = stats.lanes
+    yield gauges(
+        "lane_units",
+        "Cores, or groups of SMs, of a lane's step under way",
+        "lane",
+        {lane: float(state.units) for lane, state in lanes.items()},
+        labels,
+    )
+    for name, help, value in _LANE_COUNTERS:
+        counts: dict[Labels, float] = {(lane,): value(state) for lane, state in lanes.items()}
+        yield totals(name, help, ("lane",), counts, labels)
+    yield gauges(
+        "division_units",
+        "Cores, or groups of SMs, by lane, as the phases share the machine now",
+        "lane",
+        _division_units(stats.division),
+        labels,
+    )
+
+
+def _division_units(division: Division | None) -> dict[str, float]:
+    if division is None:
+        return {"mixed": 0.0, "prefill": 0.0, "decode": 0.0}
+    mixed = division.is_mixed
+    return {
+        "mixed": float(division.decode_units if mixed else 0),
+        "prefill": float(0 if mixed else division.prefill_units),
+        "decode": float(0 if mixed else division.decode_units),
+    }
+
+
+_LANE_COUNTERS: tuple[tuple[str, str, Callable[[LaneStats], float]], ...] = (
+    ("lane_steps", "Steps of a lane", lambda lane: lane.steps),
+    ("lane_busy_seconds", "Time in which a lane computed", lambda lane: lane.busy_s),
+    (
+        "lane_restarts",
+        "Threads that followed a dead one; its step's requests failed",
+        lambda lane: lane.restarts,
+    ),
+)
 
 
 def _stats_families(stats: EngineStats, num_decoding: int, labels: Labels) -> Iterator[Metric]:
@@ -467,6 +530,7 @@ def _stats_families(stats: EngineStats, num_decoding: int, labels: Labels) -> It
         by_value = bounded({**dict.fromkeys(usual, 0.0), **counts(stats)})
         yield totals(name, help, (label,), {(value,): count for value, count in by_value.items()}, labels)
     yield from _tier_families(stats.tiers, labels)
+    yield from _lane_families(stats, labels)
     state = bounded(stats.policy_state)
     yield gauges(
         "policy_state", "What the agent policy has learnt, by its own names", "quantity", state, labels
