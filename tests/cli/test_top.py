@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -84,6 +85,25 @@ def shown(known: History, width: int = 80, height: int = 24, problem: str | None
     with console.capture() as capture:
         console.print(frame(known, "http://x", console, problem))
     return capture.get()
+
+
+def test_lanes_show_their_cores_and_how_busy_they_are() -> None:
+    lanes = """
+braid_lane_units{{lane="prefill"}} 1.0
+braid_lane_units{{lane="decode"}} 0.0
+braid_division_units{{lane="decode"}} 3.0
+braid_lane_busy_seconds_total{{lane="mixed"}} 4.0
+braid_lane_busy_seconds_total{{lane="prefill"}} {prefill}
+braid_lane_busy_seconds_total{{lane="decode"}} {decode}
+"""
+    known = History()
+    known.add(parse(text(100) + lanes.format(prefill=1.0, decode=5.0), 0.0))
+    known.add(parse(text(300) + lanes.format(prefill=3.0, decode=6.0), 2.0))
+    console = Console(width=80, height=24, record=True, file=io.StringIO())
+    console.print(frame(known, "http://x", console))
+    shown = console.export_text()
+    assert "prefill ×1 100%  decode ×3 50%" in shown
+    assert "mixed ×" not in shown
 
 
 def test_parse() -> None:
