@@ -1,0 +1,275 @@
+"""Prefill and decode on this machine: one step for both, or a lane for each? The real engine, every mode, interleaved.
+
+Three workloads: long prompts back to back while streams decode; a bursty stretch of requests (``--trace`` Azure's
+code trace of 2023; made up without it); agents' programs that resend their history. Every mode gets an engine of its
+own in every round; rounds rotate the order. ``mixed:N`` are serial modes with chunks of N tokens: the best of them at
+the lanes' TTFT is what lanes are compared with. ``goodput`` counts output tokens per second that came in time: a first
+one within the TTFT limit, any other within the TBT limit of the one before; ``good_requests_s`` requests of which every
+token but one in a hundred did.
+
+``python benchmarks/phases.py [MODEL | generated] [--modes ...] [--trace FILE] [--quick] [--json OUT]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common import describe, machine, random_prompt, save, show
+from phases_cost import Steps, scaling, switch_cost, watch
+from phases_model import generate
+from phases_work import LARGE_MODEL, QUICK, STREAM, Course, Size, Workload, play, workloads
+
+from braid import LLM, SamplingParams
+from braid.core.metrics import percentile
+
+MODES = "mixed,mixed:128,mixed:64,mixed:32,prefill-first,static:50/50,static:100/100,split,auto"
+QUICK_MODES = "mixed,mixed:64,prefill-first,static:50/50,auto"
+QUANTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
+SAME_TTFT = 0.06
+SERIAL = ("mixed", "prefill-first")
+
+Numbers = dict[str, Any]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument(
+        "model", nargs="?", default="smollm2", help="or generated: a larger one with random weights"
+    )
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--modes")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--trace", type=Path, help="AzureLLMInferenceTrace_code_2023.csv")
+    parser.add_argument("--slo-ttft-ms", type=float, default=12_000)
+    parser.add_argument("--slo-tbt-ms", type=float, default=200)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="small workloads, one round: a smoke test")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.modes = (options.modes or (QUICK_MODES if options.quick else MODES)).split(",")
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    return options
+
+
+@contextmanager
+def engine(options: argparse.Namespace, model: str, **more: Any) -> Iterator[LLM]:
+    """Warmed up, so that no mode pays for what is done once."""
+    llm = LLM(model, options.dtype, max_num_seqs=16, kv_cache_memory=640 << 20, **more)
+    try:
+        warm = [
+            random_prompt(length, llm.info.vocab_size, 9_000_000 + length) for length in (200, 20, 21, 22)
+        ]
+        llm.generate(warm, SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
+        yield llm
+    finally:
+        llm.close()
+
+
+def one_run(
+    options: argparse.Namespace, model: str, mode: str, number: int
+) -> dict[str, tuple[Course, Steps]]:
+    """All workloads on a new engine."""
+    found = {}
+    limits = {
+        "slo_ttft_ms": options.slo_ttft_ms,
+        "slo_tbt_ms": options.slo_tbt_ms,
+        "threads": options.threads,
+    }
+    with engine(options, model, phases=mode, **limits) as llm:
+        steps = watch(llm)
+        for work in work_of(options, llm.info.vocab_size):
+            steps.clear()
+            course = play(llm, work.clients(number), work.begin_s)
+            found[work.name] = course, steps.copy()
+    return found
+
+
+def work_of(options: argparse.Namespace, vocab_size: int) -> list[Workload]:
+    return workloads(size_of(options), vocab_size, options.trace, options.seed)
+
+
+def size_of(options: argparse.Namespace) -> Size:
+    if options.quick:
+        return QUICK
+    return LARGE_MODEL if options.model == "generated" else Size()
+
+
+def numbers_of(courses: Sequence[Course], options: argparse.Namespace) -> Numbers:
+    """Of one mode and workload; all rounds' requests together, rates over all their seconds."""
+    limits = options.slo_ttft_ms / 1000, options.slo_tbt_ms / 1000
+    parts = [_counted(course, *limits) for course in courses]
+    seconds = sum(course.end - course.begin for course in courses)
+    tbts = [1000 * value for part in parts for value in part["tbts"]]
+    ttfts = [1000 * value for part in parts for value in part["ttfts"]]
+    rates = {
+        name: sum(part[name] for part in parts) / seconds
+        for name in ("decode", "prefill", "good", "requests")
+    }
+    return {
+        "tbt_ms": _quantiles(tbts),
+        "ttft_ms": _quantiles(ttfts),
+        "decode_tok_s": rates["decode"],
+        "prefill_tok_s": rates["prefill"],
+        "goodput": rates["good"],
+        "good_requests_s": rates["requests"],
+        "attainment": {
+            "ttft": _share(ttfts, options.slo_ttft_ms),
+            "tbt": _share(tbts, options.slo_tbt_ms),
+        },
+        "prefix_hits": sum(part["hits"] for part in parts),
+        "seconds": seconds,
+    }
+
+
+def _counted(course: Course, ttft_limit: float, tbt_limit: float) -> Numbers:
+    """Counts of one run, of what happened after its beginning."""
+    found: Numbers = {"tbts": [], "ttfts": [], "decode": 0, "prefill": 0, "good": 0, "requests": 0, "hits": 0}
+    for asked in course.asked:
+        gaps = [gap for at, gap in asked.tbts if at >= course.begin]
+        found["tbts"] += gaps
+        found["decode"] += len(gaps)
+        in_time = sum(gap <= tbt_limit for gap in gaps)
+        is_first_good = True
+        if asked.kind != STREAM and asked.ttft is not None:
+            found["ttfts"].append(asked.ttft)
+            found["prefill"] += asked.num_prompt - asked.num_cached
+            found["hits"] += asked.num_cached
+            is_first_good = asked.ttft <= ttft_limit
+            found["good"] += is_first_good
+        found["good"] += in_time
+        found["requests"] += is_first_good and len(gaps) - in_time <= len(gaps) / 100
+    return found
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float]:
+    return {name: percentile(values, q) for name, q in QUANTILES.items()} if values else {}
+
+
+def _share(values: Sequence[float], limit: float) -> float | None:
+    return sum(value <= limit for value in values) / len(values) if values else None
+
+
+def versus(found: Mapping[str, Numbers]) -> Numbers:
+    """The comparisons that count, of one workload."""
+    lanes = next((name for name in ("auto", "split") if name in found), None)
+    if lanes is None:
+        return {}
+    mine = found[lanes]
+    fixed = {name: numbers for name, numbers in found.items() if name not in ("auto", "split")}
+    result: Numbers = {"of": lanes}
+    chunked = {name: numbers for name, numbers in fixed.items() if name.startswith("mixed")}
+    if chunked:
+        ttft = mine["ttft_ms"]["p50"]
+        tuned = min(chunked, key=lambda name: abs(chunked[name]["ttft_ms"]["p50"] / ttft - 1))
+        result["tuned_mixed"] = _ratios(tuned, chunked[tuned], mine)
+    if "prefill-first" in fixed:
+        result["prefill_first"] = _ratios("prefill-first", fixed["prefill-first"], mine)
+    static = {name: numbers for name, numbers in fixed.items() if name.startswith("static")}
+    for title, group in (("best_static", static), ("best_fixed", fixed)):
+        if group:
+            best = max(group, key=lambda name: group[name]["goodput"])
+            result[title] = _ratios(best, group[best], mine)
+    return result
+
+
+def _ratios(name: str, other: Numbers, mine: Numbers) -> Numbers:
+    """Above 1 where lanes are better; but for ``ttft``, which is theirs over the other's."""
+    return {
+        "mode": name,
+        "ttft": mine["ttft_ms"]["p50"] / other["ttft_ms"]["p50"],
+        "is_equal_ttft": abs(mine["ttft_ms"]["p50"] / other["ttft_ms"]["p50"] - 1) <= SAME_TTFT,
+        "tbt_p99": other["tbt_ms"]["p99"] / mine["tbt_ms"]["p99"],
+        "decode": mine["decode_tok_s"] / other["decode_tok_s"],
+        "prefill": mine["prefill_tok_s"] / other["prefill_tok_s"],
+        "goodput": mine["goodput"] / max(other["goodput"], 1e-9),
+    }
+
+
+def show_workload(name: str, found: Mapping[str, Numbers]) -> None:
+    rows = []
+    for mode, numbers in found.items():
+        tbt, ttft = numbers["tbt_ms"], numbers["ttft_ms"]
+        rows.append(
+            {
+                "mode": mode,
+                **{f"TBT {quantile}": tbt.get(quantile, float("nan")) for quantile in QUANTILES},
+                **{f"TTFT {quantile}": ttft.get(quantile, float("nan")) for quantile in ("p50", "p99")},
+                "decode/s": numbers["decode_tok_s"],
+                "prefill/s": numbers["prefill_tok_s"],
+                "goodput": numbers["goodput"],
+                "hits": numbers["prefix_hits"],
+            }
+        )
+    show(f"{name}: milliseconds and tokens per second", rows)
+
+
+def show_versus(found: Mapping[str, Any]) -> None:
+    for against, ratios in found.items():
+        if against == "of":
+            continue
+        note = "" if ratios["is_equal_ttft"] else " (TTFT is not equal)"
+        name = f"{against.replace('_', ' ')} ({ratios['mode']})"
+        print(
+            f"  {found['of']} against {name}: p99 TBT {ratios['tbt_p99']:.2f}x lower, decode {ratios['decode']:.2f}x, "
+            f"prefill {ratios['prefill']:.2f}x, goodput {ratios['goodput']:.2f}x, TTFT {ratios['ttft']:.2f}x{note}"
+        )
+
+
+def measure(options: argparse.Namespace, model: str, result: dict[str, Any]) -> None:
+    """All rounds; what is there is saved after each."""
+    courses: dict[str, dict[str, list[Course]]] = {}
+    steps: dict[str, list[Steps]] = {}
+    for number in range(options.rounds):
+        turn = number % len(options.modes)
+        for mode in (*options.modes[turn:], *options.modes[:turn]):
+            begun = time.perf_counter()
+            for name, (course, seen) in one_run(options, model, mode, number).items():
+                courses.setdefault(name, {}).setdefault(mode, []).append(course)
+                steps.setdefault(mode, []).append(seen)
+            print(f"round {number + 1}, {mode}: {time.perf_counter() - begun:.0f} s", flush=True)
+        found = {
+            name: {mode: numbers_of(runs[mode], options) for mode in options.modes if mode in runs}
+            for name, runs in courses.items()
+        }
+        result["workloads"] = found
+        result["versus"] = {name: versus(numbers) for name, numbers in found.items()}
+        result["rounds"] = {
+            name: {mode: [numbers_of([run], options) for run in runs] for mode, runs in modes.items()}
+            for name, modes in courses.items()
+        }
+        result["starts"] = {mode: Steps.together(seen).starts() for mode, seen in steps.items()}
+        save(options.json, result)
+
+
+def main() -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    options = arguments()
+    described = machine()
+    print(describe(described))
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    size = asdict(size_of(options))
+    result: dict[str, Any] = {"machine": described, "config": config | {"size": size}}
+    with tempfile.TemporaryDirectory() as folder:
+        model = generate(Path(folder)) if options.model == "generated" else options.model
+        result["switch"] = switch_cost()
+        result["scaling"] = scaling(lambda **more: engine(options, model, **more), is_quick=options.quick)
+        measure(options, model, result)
+    for name, numbers in result["workloads"].items():
+        show_workload(name, numbers)
+        show_versus(result["versus"][name])
+    show("a step's start after its lane was given other units, microseconds", result["switch"])
+    show("each phase alone and both at once", result["scaling"]["rows"])
+    print(result["scaling"]["words"])
+
+
+if __name__ == "__main__":
+    main()
