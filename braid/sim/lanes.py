@@ -15,15 +15,15 @@ class LaneTime:
     """Args:
     num_units: of the machine, as in ``SchedulerConfig``: cores, or groups of SMs.
     curves: what a part of them costs, and company.
+    prefill_part: of what was given to both lanes, what prompts get of it.
     """
 
     num_units: int
     curves: Curves
+    prefill_part: float = 0.5
 
     def slowness(self, lane: str, units: Mapping[str, int]) -> float:
         """Seconds per second of the same step alone on the whole machine.
-
-        What more than one lane was given is shared in halves.
 
         Args:
             units: by lane that computes, ``lane`` among them.
@@ -31,13 +31,11 @@ class LaneTime:
         if lane == MIXED:
             return 1.0
         curves = self.curves
-        curve, shared = (
-            (curves.prefill, curves.prefill_shared)
-            if lane == PREFILL
-            else (curves.decode, curves.decode_shared)
-        )
-        excess = max(0.0, sum(units.values()) - self.num_units) / len(units)
-        mine = max(units[lane] - excess, 0.5)
+        curve, shared, part = curves.decode, curves.decode_shared, 1 - self.prefill_part
+        if lane == PREFILL:
+            curve, shared, part = curves.prefill, curves.prefill_shared, self.prefill_part
+        both = max(0, sum(units.values()) - self.num_units)
+        mine = max(units[lane] - both * (1 - part), 0.5)
         return curve.factor(mine, self.num_units) * (shared if len(units) > 1 else 1.0)
 
 

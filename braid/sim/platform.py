@@ -8,6 +8,7 @@ from pathlib import Path
 
 from braid.core.errors import InvalidParameterError
 from braid.core.spec import DTYPE_BYTES
+from braid.policy.phases.curves import CORES, SMS, Curves
 from braid.sim.executor import StepTime, TierTime
 from braid.sim.gpus import gpu_named
 from braid.sim.machine import load_machine
@@ -18,6 +19,10 @@ MAX_NUM_SEQS = 64
 MAX_NUM_BATCHED_TOKENS = 2048
 TRANSFER_S = 0.0002
 """Seconds that any transfer takes beside its bytes, assumed."""
+GPU_UNITS = 16
+"""Groups of SMs that a GPU is divided in: about eight SMs each."""
+GPU_PREFILL_PART = 0.75
+"""Of SMs that both lanes were given, what prompts get of them, assumed: decodes wait for memory most of the time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +33,7 @@ class Platform:
     kv_tokens: that fit.
     link: bytes per second from the tier below to the device; None where nobody has said.
     kv_bytes_per_token: None where nobody has said.
+    num_units, curves, prefill_part: what lanes share, and what a part of it costs; see ``sim.lanes.LaneTime``.
     """
 
     cost: StepTime
@@ -38,6 +44,9 @@ class Platform:
     max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS
     link: float | None = None
     kv_bytes_per_token: int | None = None
+    num_units: int = 1
+    curves: Curves = CORES
+    prefill_part: float = 0.5
 
     def tiers(self, block_size: int, disk: float) -> TierTime:
         """How fast the tiers below are, for blocks of ``block_size`` tokens and a disk of ``disk`` bytes per second.
@@ -71,6 +80,9 @@ def roofline_platform(machine: str, model: str, dtype: str) -> Platform:
         kv_tokens=cost.kv_tokens,
         link=cost.gpu.link * cost.shares.link,
         kv_bytes_per_token=cost.model.kv_bytes_per_token,
+        num_units=GPU_UNITS,
+        curves=SMS,
+        prefill_part=GPU_PREFILL_PART,
     )
 
 
@@ -99,6 +111,7 @@ def measured_platform(path: Path, model: str | None) -> Platform:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         kv_bytes_per_token=_kv_bytes(known.model, known.dtype),
+        num_units=config.num_units,
     )
 
 

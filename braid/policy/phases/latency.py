@@ -10,9 +10,10 @@ The base is fitted to relative errors: a step that took a hundred times too long
 
 from __future__ import annotations
 
-from math import exp, log
+from math import exp, inf, log, sqrt
 from typing import NamedTuple
 
+from braid.policy.agents.costs import attended_pairs
 from braid.policy.agents.least_squares import LeastSquares
 from braid.policy.phases.curves import CORES, Curves
 from braid.policy.phases.policy import StepSeen
@@ -49,6 +50,21 @@ class Load(NamedTuple):
         )
 
 
+class Prompts(NamedTuple):
+    """What there is to compute: ``num`` tokens; of the next prompt ``length``, on top of ``start``. The others are
+    taken to be like it, but new."""
+
+    num: int
+    start: int
+    length: int
+
+    def pairs(self, num: int) -> float:
+        """That ``num`` tokens have to weigh."""
+        first = min(num, self.length)
+        total = self.start + self.length
+        return attended_pairs(first, self.start) + (num - first) * total / 2
+
+
 class _Factor:
     """A ratio, in logarithms, and how often it was seen."""
 
@@ -81,6 +97,33 @@ class Latency:
         """Seconds of a step of ``lane`` (``mixed``, ``prefill`` or ``decode``); always above 0."""
         base = max(SMALLEST_S, self._base.predict(load.features))
         return base * exp(self._log_factor(lane, units, num_units, is_shared))
+
+    def chunk(
+        self,
+        lane: str,
+        units: int,
+        num_units: int,
+        prompts: Prompts,
+        decodes: Load,
+        limit_s: float,
+        *,
+        is_shared: bool = False,
+    ) -> int:
+        """The most prompt tokens beside ``decodes`` with which a step ends by ``limit_s``; 0 if none can."""
+        step, first, token, pair, decode, context = self._base.coefficients
+        left = limit_s / exp(self._log_factor(lane, units, num_units, is_shared))
+        left -= step + first + decode * decodes.num_decodes + context * decodes.num_context
+        if left <= 0:
+            return 0
+        linear, square = token + pair * (prompts.start + 0.5), pair / 2
+        if linear + square <= 0:
+            return prompts.num
+        num = 2 * left / (linear + sqrt(linear * linear + 4 * square * left))
+        if num > prompts.length:
+            left -= prompts.length * (linear + square * prompts.length)
+            each = token + square * (prompts.start + prompts.length)
+            num = prompts.length + (left / each if each > 0 else inf)
+        return int(min(num, prompts.num))
 
     def seen(self, step: StepSeen, num_units: int) -> None:
         """Learn from a step on ``step.units`` of ``num_units``."""

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from braid.core.errors import InvalidParameterError
+from braid.core.request import Slo
+from braid.policy.phases.auto import MIN_SHARE, TBT_S, WHOLE, Auto
+from braid.policy.phases.catalog import phases_policy
+from braid.policy.phases.curves import CORES, Curves
+from braid.policy.phases.policy import Demand, Division, StepSeen
+
+
+def demand(**changes: float) -> Demand:
+    usual = {"now": 0.0, "num_units": 4, "num_decodes": 4, "num_context": 1000, "num_prefill": 4000}
+    usual |= {"next_prefill": 4000, "next_start": 0, "waited_s": 0.0, "tbt_s": inf, "ttft_s": inf}
+    return Demand(**(usual | changes))  # type: ignore[arg-type]
+
+
+class Machine:
+    """Carries out divisions of an unchanging demand, one step of the policy's lanes after the other."""
+
+    def __init__(self, token_s: float, decode_s: float, curves: Curves = CORES) -> None:
+        self.token_s, self.decode_s, self.curves = token_s, decode_s, curves
+        self.now = 0.0
+
+    def step(
+        self, lane: str, units: int, num_units: int, prefill: int, decodes: int, shared: bool
+    ) -> StepSeen:
+        seconds = self.decode_s * (1 if decodes else 0.5) + self.token_s * prefill
+        if lane != "mixed":
+            curve = self.curves.prefill if lane == "prefill" else self.curves.decode
+            seconds *= curve.factor(units, num_units) * (1.2 if shared else 1.0)
+        pairs = prefill * prefill / 2
+        return StepSeen(lane, units, prefill, pairs, decodes, decodes * 250, seconds, shared)
+
+    def run(self, phases: Auto, wanted: Demand, count: int) -> Iterator[tuple[Division, float]]:
+        """So many steps: divisions, and the time between tokens that came of each."""
+        for number in range(count):
+            asked = wanted._replace(now=self.now)
+            division = phases.divide(asked)
+            chunk, units = min(division.max_prefill, wanted.num_prefill), wanted.num_units
+            if division.is_mixed:
+                seen = self.step("mixed", units, units, chunk, wanted.num_decodes, False)
+                tbt = seen.seconds
+            else:
+                seen = self.step("prefill", division.prefill_units, units, chunk, 0, True)
+                decode = self.step("decode", division.decode_units, units, 0, wanted.num_decodes, True)
+                tbt = decode.seconds
+                seen = seen if number % 5 == 4 else decode
+            self.now += seen.seconds if division.is_mixed or seen.lane == "decode" else 1e-3
+            phases.stepped(seen, self.now)
+            for _ in range(wanted.num_decodes if seen.num_decodes else 0):
+                phases.answered(tbt, asked.tbt_s, self.now, is_first=False)
+            yield division, tbt
+
+
+def key(division: Division) -> int:
+    return 0 if division.is_mixed else division.prefill_units
+
+
+def test_a_phase_that_is_alone_is_not_cut() -> None:
+    phases = Auto()
+    for alone in (demand(num_decodes=0), demand(num_prefill=0)):
+        assert phases.divide(alone).max_prefill == WHOLE
+    assert phases.describe()["phases_switches"] == 0
+
+
+def test_loose_wishes_are_kept_by_one_step_for_both_in_large_chunks() -> None:
+    phases, machine = Auto(Slo(tbt_s=1.0)), Machine(2e-3, 30e-3)
+    *_, (division, tbt) = machine.run(phases, demand(), 60)
+    assert division.is_mixed
+    assert 300 < division.max_prefill < 490
+    assert 0.7 < tbt <= 1.0
+    assert "one step for both" in division.why
+    assert "4000 prompt tokens" in division.why
+
+
+@pytest.mark.parametrize("slo", [Slo(), Slo(tbt_s=TBT_S)])
+def test_lanes_come_where_chunks_would_be_crumbs(slo: Slo) -> None:
+    phases, machine = Auto(slo), Machine(2e-3, 45e-3)
+    *_, (division, tbt) = machine.run(phases, demand(num_units=2), 60)
+    assert (division.is_mixed, division.prefill_units, division.decode_units) == (False, 1, 1)
+    assert tbt <= TBT_S
+    assert division.predicted_tbt_s == pytest.approx(tbt, rel=0.1)
+    assert division.max_prefill >= 32
+    assert "lanes of 1 and 1 units" in division.why
+
+
+def test_the_largest_share_for_prompts_that_keeps_the_wish() -> None:
+    shares = []
+    for tbt_s in (0.035, 0.08, 0.12, 0.3):
+        phases, machine = Auto(Slo(tbt_s=tbt_s), can_mix=False), Machine(2e-3, 20e-3)
+        *_, (division, tbt) = machine.run(phases, demand(num_units=16), 80)
+        shares.append(division.prefill_units)
+        assert tbt <= tbt_s
+        assert division.prefill_units + division.decode_units == 16
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1]
+
+
+@pytest.mark.parametrize("num_units", [2, 4, 16])
+def test_wishes_that_nothing_keeps_leave_prompts_a_share_that_grows_with_their_wait(num_units: int) -> None:
+    phases, machine = Auto(Slo(ttft_s=1.0, tbt_s=1e-4)), Machine(2e-3, 200e-3)
+    *_, (division, _) = machine.run(phases, demand(num_units=num_units), 60)
+    assert division.prefill_units >= max(1, round(MIN_SHARE * num_units))
+    assert phases.describe()["phases_margin"] == 0.9, "no margin helps"
+    *_, (late, _) = machine.run(phases, demand(num_units=num_units, waited_s=2.0), 60)
+    assert late.prefill_units >= num_units // 2
+
+
+def test_one_unit_is_never_divided_and_prompts_go_on() -> None:
+    for name in ("auto", "split"):
+        phases, machine = phases_policy(name, Slo(tbt_s=1e-3)), Machine(2e-3, 200e-3)
+        assert isinstance(phases, Auto)
+        for division, _ in machine.run(phases, demand(num_units=1), 40):
+            assert division.is_mixed
+            assert division.max_prefill >= 32
+
+
+def test_a_wish_of_one_request_counts() -> None:
+    phases, machine = Auto(Slo(tbt_s=5.0)), Machine(2e-3, 30e-3)
+    *_, (loose, _) = machine.run(phases, demand(num_units=2), 40)
+    *_, (strict, _) = machine.run(phases, demand(num_units=2, tbt_s=0.08), 40)
+    assert loose.is_mixed
+    assert not strict.is_mixed
+
+
+def test_the_margin_follows_what_is_attained() -> None:
+    phases = Auto(Slo(tbt_s=0.5))
+    list(Machine(2e-3, 30e-3).run(phases, demand(), 20))
+    for _ in range(64):
+        phases.answered(0.6, inf, 1.0, is_first=False)
+    fallen = phases.describe()
+    assert fallen["phases_margin"] < 0.9
+    assert fallen["phases_tbt_attainment"] == 0.0
+    for _ in range(640):
+        phases.answered(0.2, inf, 1.0, is_first=False)
+    assert phases.describe()["phases_margin"] == 0.9
+    for _ in range(640):
+        phases.answered(0.2, inf, 1.0, is_first=False)
+        phases.answered(99.0, inf, 1.0, is_first=True)
+    assert phases.describe()["phases_margin"] == 1.0, "first tokens are late, and tokens are not"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    token_s=st.floats(1e-5, 1e-2),
+    decode_s=st.floats(1e-3, 0.5),
+    tbt_s=st.sampled_from((0.02, 0.1, 0.3, 2.0, inf)),
+    num_units=st.sampled_from((1, 2, 3, 8, 64)),
+    can_mix=st.booleans(),
+)
+def test_no_steady_load_makes_it_oscillate(
+    token_s: float, decode_s: float, tbt_s: float, num_units: int, can_mix: bool
+) -> None:
+    phases, machine = Auto(Slo(tbt_s=tbt_s), can_mix=can_mix), Machine(token_s, decode_s)
+    begin = machine.now
+    divisions = [division for division, _ in machine.run(phases, demand(num_units=num_units), 200)]
+    for division in divisions:
+        assert division.max_prefill >= 1
+        assert 1 <= division.decode_units <= num_units
+        assert 1 <= division.prefill_units <= num_units
+    keys = [key(division) for division in divisions]
+    assert sum(one != other for one, other in pairwise(keys[10:])) <= 4
+    changes = sum(one != other for one, other in pairwise(keys))
+    assert changes == phases.describe()["phases_switches"]
+    assert changes <= 2 + 0.5 * (machine.now - begin)
+
+
+@pytest.mark.parametrize("num_units", [2, 8, 64])
+@pytest.mark.parametrize("token_s", [2e-4, 2e-3])
+@pytest.mark.parametrize(
+    ("tbt_s", "decode_s"), [(0.1, 10e-3), (0.1, 40e-3), (0.1, 80e-3), (1.0, 30e-3), (0.05, 0.2)]
+)
+def test_usual_loads_settle_within_ten_steps(
+    num_units: int, token_s: float, tbt_s: float, decode_s: float
+) -> None:
+    phases, machine = Auto(Slo(tbt_s=tbt_s)), Machine(token_s, decode_s)
+    keys = [key(division) for division, _ in machine.run(phases, demand(num_units=num_units), 100)]
+    assert len(set(keys[10:])) == 1
+    assert phases.describe()["phases_switches"] <= 2
+
+
+def test_lanes_shrink_only_when_their_own_step_has_ended() -> None:
+    phases, machine = Auto(Slo(tbt_s=0.3), can_mix=False), Machine(2e-3, 20e-3)
+    *_, (wide, _) = machine.run(phases, demand(num_units=16), 40)
+    ended = ""
+    for number in range(40):
+        asked = demand(num_units=16, tbt_s=0.03, now=machine.now + number)
+        division = phases.divide(asked)
+        if division.prefill_units < wide.prefill_units:
+            assert ended == "prefill"
+            break
+        ended = "prefill" if number % 5 == 4 else "decode"
+        units = division.prefill_units if ended == "prefill" else division.decode_units
+        work = (division.max_prefill, 0) if ended == "prefill" else (0, 4)
+        phases.stepped(machine.step(ended, units, 16, *work, True), asked.now)
+    else:
+        pytest.fail("the lane of prompts was never made smaller")
+
+
+def test_names() -> None:
+    for name in ("auto", "split", "mixed", "mixed:64", "prefill-first", "static:50/100"):
+        assert phases_policy(name, Slo()).name == name
+    assert phases_policy("mixed:64", Slo()).divide(demand()).max_prefill == 64
+    for name in ("", "automatic", "mixed:0", "mixed:-1", "static:50", "static:0/50", "static:50/101"):
+        with pytest.raises(InvalidParameterError):
+            phases_policy(name, Slo())
