@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.modes = (options.modes or (QUICK_MODES if options.quick else MODES)).split(",")
-    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.rounds = options.rounds or (1 if options.quick else 2)
     return options
 
 

@@ -160,8 +160,8 @@ class Size:
     """How much of everything, and how long."""
 
     streams: int = 6
-    long_prompts: int = 6
-    long_tokens: int = 1500
+    long_prompts: int = 4
+    long_tokens: int = 1200
     burst_s: float = 40.0
     load_tok_s: float = 220.0
     """Prompt tokens per second in the mean of the bursty stretch."""
@@ -191,21 +191,26 @@ def workloads(size: Size, vocab_size: int, trace: Path | None, seed: int) -> lis
     """Long prompts among streams; a burst; agents' programs."""
     rows = _synthetic(size, seed) if trace is None else busy(read_azure(trace, size.context), size)
     return [
-        Workload("long prompts", lambda run: _long_prompts(size, vocab_size, seed + 1000 * run), SETTLE_S),
-        Workload("burst", lambda run: _burst(rows, vocab_size, seed + 1000 * run), 0.0),
-        Workload("agents", lambda run: _agents(size, vocab_size, seed, seed + 1000 * run), 0.0),
+        Workload("long prompts", lambda run: _long_prompts(size, vocab_size, _first(seed, run, 0)), SETTLE_S),
+        Workload("burst", lambda run: _burst(rows, vocab_size, _first(seed, run, 1)), 0.0),
+        Workload("agents", lambda run: _agents(size, vocab_size, seed, _first(seed, run, 2)), 0.0),
     ]
 
 
-def _long_prompts(size: Size, vocab_size: int, seed: int) -> list[Client]:
+def _first(seed: int, run: int, number: int) -> int:
+    """Of the seeds of a workload's prompts in a run: no two have one in common, as long as it has 100,000 prompts."""
+    return 100_000 * (number + 3 * run) + 1_000_000_000 * seed
+
+
+def _long_prompts(size: Size, vocab_size: int, first: int) -> list[Client]:
     """Streams that decode all the time, and one client that sends long prompts back to back."""
 
     def stream(number: int) -> Client:
-        yield Ask(0.0, random_prompt(64, vocab_size, 100 * seed + number), ENDLESS, STREAM)
+        yield Ask(0.0, random_prompt(64, vocab_size, first + number), ENDLESS, STREAM)
 
     def long() -> Client:
         for number in range(size.long_prompts):
-            prompt = random_prompt(size.long_tokens, vocab_size, 100 * seed + 50 + number)
+            prompt = random_prompt(size.long_tokens, vocab_size, first + 1000 + number)
             yield Ask(0.0 if number else SETTLE_S, prompt, 1, "long")
 
     return [*(stream(number) for number in range(size.streams)), long()]
@@ -217,13 +222,11 @@ class Row(NamedTuple):
     num_out: int
 
 
-def _burst(rows: Sequence[Row], vocab_size: int, seed: int) -> list[Client]:
+def _burst(rows: Sequence[Row], vocab_size: int, first: int) -> list[Client]:
     """Requests at their times, whatever became of earlier ones."""
 
     def one(number: int, row: Row) -> Client:
-        yield Ask(
-            row.at_s, random_prompt(row.num_prompt, vocab_size, 100 * seed + number), row.num_out, "one"
-        )
+        yield Ask(row.at_s, random_prompt(row.num_prompt, vocab_size, first + number), row.num_out, "one")
 
     return [one(number, row) for number, row in enumerate(rows)]
 
@@ -278,7 +281,7 @@ def _synthetic(size: Size, seed: int) -> list[Row]:
     ]
 
 
-def _agents(size: Size, vocab_size: int, shape: int, seed: int) -> list[Client]:
+def _agents(size: Size, vocab_size: int, shape: int, first: int) -> list[Client]:
     """Programs that resend their history each turn; ``shape`` fixes their times and lengths for all runs."""
     rng = random.Random(shape)
     starts = [0.0]
@@ -286,10 +289,10 @@ def _agents(size: Size, vocab_size: int, shape: int, seed: int) -> list[Client]:
         starts.append(starts[-1] + rng.expovariate(0.5))
 
     def program(number: int, start: float, gaps: Sequence[float]) -> Client:
-        history = random_prompt(size.first_tokens, vocab_size, 100 * seed + number)
+        history = random_prompt(size.first_tokens, vocab_size, first + 1000 * number)
         for turn, gap in enumerate((start, *gaps)):
             answer = yield Ask(gap, history, size.out_tokens, "turn")
-            more = random_prompt(size.later_tokens, vocab_size, 100 * seed + 20 * number + turn + 7)
+            more = random_prompt(size.later_tokens, vocab_size, first + 1000 * number + turn + 1)
             history = [*history, *answer, *more]
 
     return [
