@@ -128,10 +128,10 @@ class EngineStats:
     tiers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By tier below the device (``host``, ``disk``) its blocks: ``slots``, ``used``, ``stored``, ``loaded``,
     ``failed``, ``evicted``."""
-    lanes: Mapping[str, LaneStats] = field(default_factory=dict)
-    """``mixed``, ``prefill`` and ``decode``, as far as the engine has them."""
     division: Division | None = None
     """How the phases share the machine since the last step was planned."""
+    lanes: Mapping[str, LaneStats] = field(default_factory=dict)
+    """``mixed``, ``prefill`` and ``decode``, as far as the engine has them."""
 
 
 class EngineClient(Protocol):
