@@ -16,11 +16,12 @@ from braid.core.config import EngineConfig
 from braid.core.constraint import Constraint, ConstraintKind
 from braid.core.faults import Fault, Faults
 from braid.core.program import ProgramRef
-from braid.core.request import Delta, TokenLogprobs
+from braid.core.request import Delta, Slo, TokenLogprobs
 from braid.engine import llm as llm_module
 from braid.engine.build import build_engine
 from braid.engine.llm import RequestOutput
 from braid.engine.protocol import GenerateRequest
+from braid.policy.phases.auto import Auto
 from braid.policy.phases.fixed import Fixed, Mixed, PrefillFirst, Static
 from braid.policy.phases.policy import Demand, Division, Phases
 from braid.sched.config import DECODE, MIXED, PREFILL
@@ -59,9 +60,13 @@ POLICIES: dict[str, type[Phases] | Any] = {
     "prefill-first": PrefillFirst,
     "static:50/50": lambda: Static(50, 50),
     "static:100/100": lambda: Static(100, 100, max_prefill=16),
+    "split": lambda: Auto(can_mix=False),
+    "auto": Auto,
+    "auto, hurried": lambda: Auto(Slo(ttft_s=1.0, tbt_s=0.0005)),
     "restless": Restless,
 }
-SPLIT = ("static:50/50", "static:100/100", "restless")
+SPLIT = ("static:50/50", "static:100/100", "split")
+"""In these every step belongs to one phase."""
 
 
 def with_policy(model: Path, policy: Phases, **options: Any) -> LLM:
@@ -251,7 +256,7 @@ def test_a_step_that_fails_in_a_lane_costs_one_request(
     tiny_llama: Path, plain: LLM, name: str, point: str, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step fails, and then the first of its requests when it runs alone."""
-    faults = Faults([Fault(point=point, phase=phase, first=3, count=2)])
+    faults = Faults([Fault(point=point, phase=phase, first=2, count=2)])
     with faulty(tiny_llama, faults, POLICIES[name](), monkeypatch) as llm:
         answers = answer(llm, PROMPTS)
         again = answer(llm, PROMPTS)
