@@ -96,7 +96,7 @@ def _config(flags: MachineFlags, platform: Platform) -> SchedulerConfig:
         max_num_seqs=flags.max_num_seqs or platform.max_num_seqs,
         max_num_batched_tokens=flags.max_num_batched_tokens or platform.max_num_batched_tokens,
         max_model_len=min(platform.context, platform.kv_tokens // BLOCK_SIZE * BLOCK_SIZE),
-        num_units=flags.units or platform.num_units,
+        num_units=platform.num_units if flags.units is None else flags.units,
     )
 
 

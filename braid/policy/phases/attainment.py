@@ -25,7 +25,8 @@ class Attainment:
         self.margin = USUAL
         self._tbt: deque[bool] = deque(maxlen=WINDOW)
         self._ttft: deque[bool] = deque(maxlen=WINDOW)
-        self._num = 0
+        self._num = self._kept = 0
+        """Tokens since something changed, and those in time."""
 
     def answered(self, in_time: bool, *, is_first: bool, can_tighten: bool) -> None:
         """
@@ -36,13 +37,21 @@ class Attainment:
         if is_first:
             return
         self._num += 1
+        self._kept += in_time
         if self._num % EVERY == 0:
             self._move(can_tighten)
+        if self._num == WINDOW:
+            self._num, self._kept = WINDOW // 2, self._kept // 2
+
+    def forget(self) -> None:
+        """What came late before something changed says nothing about what holds now."""
+        self._num = self._kept = 0
 
     def _move(self, can_tighten: bool) -> None:
-        attained = _share(self._tbt)
+        attained = self._kept / self._num
         if attained < GOAL and can_tighten:
             self.margin = max(LOWEST, self.margin * DOWN)
+            self.forget()
         elif attained >= SURE:
             top = HIGHEST if _share(self._ttft) < GOAL else USUAL
             self.margin = min(top, self.margin * UP) if self.margin < top else max(top, self.margin / UP)

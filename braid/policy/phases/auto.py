@@ -52,6 +52,9 @@ NUM_SPLITS = 8
 """So many sizes of lanes are weighed, at most."""
 WORTH = 0.9
 """Lanes that bring prompts forward at this pace of that of one step for both are worth their shorter waits."""
+NEAR = 1.1
+"""Where nothing keeps the wish, times between tokens may be so much longer than the shortest there are, so that prompts
+get more of the machine."""
 HELD = 0.05
 """So much better is what holds already, since a change has a cost and predictions have errors."""
 
@@ -186,15 +189,17 @@ class Auto:
         return Choice(True, units, chunk, seconds, chunk / seconds)
 
     def _best_split(self, demand: Demand, aim: Aim) -> Choice:
-        """The largest share of prompts that keeps the target, or the smallest that they are to have."""
+        """The largest share of prompts that keeps the target; else the wish; else that is nearly as good as any."""
         units = demand.num_units
         sizes = {max(1, round(units * part / NUM_SPLITS)) for part in range(1, NUM_SPLITS)}
         sizes = {size for size in sizes | {self._held} if aim.min_prefill <= size < units} or {
             aim.min_prefill
         }
-        for size in sorted(sizes, reverse=True):
-            if self._decode_s(demand, size) <= aim.target_s * (2 - self._bias(size)):
-                return self._split(demand, aim, size)
+        times = {size: self._decode_s(demand, size) for size in sorted(sizes, reverse=True)}
+        for limit in (aim.target_s, aim.tbt_s, NEAR * min(times.values())):
+            for size, seconds in times.items():
+                if seconds <= limit * (2 - self._bias(size)):
+                    return self._split(demand, aim, size)
         return self._split(demand, aim, min(sizes))
 
     def _decode_s(self, demand: Demand, size: int) -> float:
@@ -219,6 +224,7 @@ class Auto:
             return wanted
         if self._switching.may_switch(held, wanted.key, demand.now):
             self._held = wanted.key
+            self._attained.forget()
             return wanted
         if wanted.key == held:
             return wanted

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-AGREED = 3
-"""Times in a row that something else must have been better."""
+AGREED = 2
+"""Times in a row that something else must have been better; twice as often for every change lately."""
+MAX_DOUBLINGS = 3
+FORGET_S = 60.0
+"""After which a change counts half."""
 STEPS = 4
 """Steps between two changes."""
 BURST = 2.0
@@ -21,6 +24,8 @@ class Switching:
         """Since the change before."""
         self._agreed = 0
         self._credit = BURST
+        self._changes = 0.0
+        """Lately."""
         self._latest: float | None = None
         self._ended: str | None = None
         """The lane whose step has just ended."""
@@ -36,13 +41,19 @@ class Switching:
         """Whether what is wanted holds from now on."""
         if self._latest is not None:
             self._credit = min(BURST, self._credit + (now - self._latest) * PER_SECOND)
+            self._changes *= 0.5 ** ((now - self._latest) / FORGET_S)
         self._latest = now
         self._agreed = 0 if wanted == held else self._agreed + 1
-        if self._agreed < AGREED or self._steps < STEPS or self._credit < 1:
+        if (
+            self._agreed < AGREED * 2 ** min(MAX_DOUBLINGS, self._changes)
+            or self._steps < STEPS
+            or self._credit < 1
+        ):
             return False
         if not self._is_open(held, wanted):
             return False
         self.num += 1
+        self._changes += 1
         self._credit -= 1
         self._steps = self._agreed = 0
         return True
