@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,7 +13,7 @@ from braid.core.request import Slo
 from braid.policy.phases.catalog import phases_policy
 from braid.policy.phases.curves import Curves
 from braid.policy.phases.policy import Demand, Division, Phases, StepSeen
-from braid.sched.config import DECODE, MIXED, PREFILL, Policies, SchedulerConfig
+from braid.sched.config import COMPUTING, Policies, SchedulerConfig
 from braid.sim.executor import StepTime
 from braid.sim.lanes import LaneTime
 from braid.sim.run import Arrival, SimReport, simulate
@@ -38,7 +37,7 @@ class Watched:
 
     phases: Phases
     changes: list[Changed] = field(default_factory=list)
-    busy_s: Counter[str] = field(default_factory=Counter)
+    busy_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COMPUTING, 0.0))
     """By lane."""
     prefill_tokens: int = 0
     _held: int | None = None
@@ -151,7 +150,7 @@ def summary_of(run: PhasesRun) -> dict[str, Any]:
             "ttft": _share([times.ttft <= slo.ttft_s for times in requests]),
             "tbt": _share([tbt <= slo.tbt_s for tbt in tbts]),
         },
-        "busy_s": {lane: run.watched.busy_s[lane] for lane in (MIXED, PREFILL, DECODE)},
+        "busy_s": run.watched.busy_s,
         "switches": max(0, len(run.watched.changes) - 1),
         "divisions": [change._asdict() for change in run.watched.changes],
         "policy": dict(run.watched.describe()),

@@ -1,9 +1,9 @@
 """How long a step will take, on all of the machine or on a part of it, learnt from the steps that happen anyway.
 
 A step takes ``base x factor``. The base is that of the whole machine: a constant, one more with prompts, and so much
-per prompt token, pair of tokens weighed, decode, and token of KV read. The factor belongs to a lane, its units, and
-whether the other lane computes: it begins with a curve (``curves``) and follows the ratio of what was seen, within a
-dozen steps; so it also follows a machine that others slow down.
+per prompt token, pair of tokens weighed, token of KV that a prompt reads, decode, and token of KV that decodes read.
+The factor belongs to a lane, its units, and whether the other lane computes: it begins with a curve (``curves``) and
+follows the ratio of what was seen, within a dozen steps; so it also follows a machine that others slow down.
 
 The base is fitted to relative errors: a step that took a hundred times too long then weighs a hundredth.
 """
@@ -18,8 +18,9 @@ from braid.policy.agents.least_squares import LeastSquares
 from braid.policy.phases.curves import CORES, Curves
 from braid.policy.phases.policy import StepSeen
 
-PRIOR = (10e-3, 2e-3, 2e-3, 5e-7, 2e-3, 5e-6)
-"""A small model on two cores: seconds per step, more with prompts, per prompt token, pair, decode, token of context.
+PRIOR = (10e-3, 2e-3, 2e-3, 5e-7, 5e-6, 2e-3, 5e-6)
+"""A small model on two cores: seconds per step, more with prompts, per prompt token, pair, token before a prompt's
+(that a chunk reads however small it is), decode, token before a decode's.
 Only the proportions matter; the first step gives the size."""
 SMALLEST_S = 1e-6
 LARGEST_LOG = log(3)
@@ -45,6 +46,7 @@ class Load(NamedTuple):
             float(self.num_prefill > 0),
             float(self.num_prefill),
             self.num_pairs,
+            self.num_pairs / max(1, self.num_prefill),
             float(self.num_decodes),
             float(self.num_context),
         )
@@ -110,12 +112,13 @@ class Latency:
         is_shared: bool = False,
     ) -> int:
         """The most prompt tokens beside ``decodes`` with which a step ends by ``limit_s``; 0 if none can."""
-        step, first, token, pair, decode, context = self._base.coefficients
+        step, first, token, pair, before, decode, context = self._base.coefficients
         left = limit_s / exp(self._log_factor(lane, units, num_units, is_shared))
         left -= step + first + decode * decodes.num_decodes + context * decodes.num_context
+        left -= before * (prompts.start + 0.5)
         if left <= 0:
             return 0
-        linear, square = token + pair * (prompts.start + 0.5), pair / 2
+        linear, square = token + pair * (prompts.start + 0.5) + before / 2, pair / 2
         if linear + square <= 0:
             return prompts.num
         num = 2 * left / (linear + sqrt(linear * linear + 4 * square * left))

@@ -88,7 +88,7 @@ def test_lanes_come_where_chunks_would_be_crumbs(slo: Slo) -> None:
     assert (division.is_mixed, division.prefill_units, division.decode_units) == (False, 1, 1)
     assert tbt <= TBT_S
     assert division.predicted_tbt_s == pytest.approx(tbt, rel=0.1)
-    assert division.max_prefill >= 32
+    assert division.max_prefill >= 128
     assert "lanes of 1 and 1 units" in division.why
 
 

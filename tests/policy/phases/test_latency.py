@@ -5,7 +5,7 @@ import random
 import pytest
 
 from braid.policy.phases.curves import CORES, SMS, Curves
-from braid.policy.phases.latency import Latency, Load
+from braid.policy.phases.latency import Latency, Load, Prompts
 from braid.policy.phases.policy import StepSeen
 
 UNITS = 4
@@ -68,9 +68,9 @@ def test_a_stall_is_forgotten_within_a_few_steps(at: int) -> None:
         stalled = step._replace(seconds=step.seconds * 100) if number == at else step
         latency.seen(stalled, UNITS)
         if number == at + 20:
-            lane, units, *load, seconds, is_shared = step
-            found = latency.step_s(lane, units, UNITS, Load(*load), is_shared=is_shared)
-            assert found == pytest.approx(seconds, rel=0.5)
+            done = Load(step.num_prefill, step.num_pairs, step.num_decodes, step.num_context)
+            found = latency.step_s(step.lane, step.units, UNITS, done, is_shared=step.is_shared)
+            assert found == pytest.approx(step.seconds, rel=0.5)
     load = LOAD["decode"]
     found = latency.step_s("decode", 2, UNITS, load, is_shared=True)
     assert found == pytest.approx(truth("decode", 2, load, is_shared=True, speed=1.0), rel=0.15)
@@ -127,3 +127,26 @@ def test_curves_begin_at_one_and_rise_as_units_fall(curves: Curves) -> None:
     assert CORES.decode.factor(1, 2) == pytest.approx(1.5, rel=0.01)
     assert CORES.prefill.factor(1, 2) == pytest.approx(1.85, rel=0.01)
     assert SMS.prefill.factor(64, 132) == pytest.approx(1.92)
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.1, 0.7, 5.0])
+def test_the_largest_chunk_of_a_prompt_is_found(limit: float) -> None:
+    latency, prompts, decodes = Latency(), Prompts(3000, 700, 3000), Load(0, 0.0, 3, 900)
+    for step in [*steps(20, 1.0, 11, shared=False), *steps(40, 1.0, 12)]:
+        latency.seen(step, UNITS)
+    found = latency.chunk("mixed", UNITS, UNITS, prompts, decodes, limit)
+    times = [
+        latency.step_s("mixed", UNITS, UNITS, decodes._replace(num_prefill=num, num_pairs=prompts.pairs(num)))
+        for num in (max(1, found), found + 1)
+    ]
+    assert found == 3000 or times[1] > limit
+    assert found == 0 or times[0] <= limit * 1.001
+
+
+def test_chunks_that_reach_beyond_a_prompt_weigh_the_others_as_new() -> None:
+    prompts = Prompts(1000, 0, 100)
+    assert prompts.pairs(100) == 5050
+    assert prompts.pairs(1000) == pytest.approx(10 * 5050, rel=0.02)
+    found = Latency().chunk("prefill", 2, UNITS, prompts, Load(), 1.0, is_shared=True)
+    whole = Latency().chunk("prefill", 2, UNITS, Prompts(1000, 0, 1000), Load(), 1.0, is_shared=True)
+    assert 100 < whole < found < 1000
