@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common import describe, machine, random_prompt, save, show
 from phases_cost import Steps, scaling, switch_cost, watch
@@ -37,6 +37,14 @@ SAME_TTFT = 0.06
 SERIAL = ("mixed", "prefill-first")
 
 Numbers = dict[str, Any]
+
+
+class Run(NamedTuple):
+    """One workload on one engine; ``switches`` are changes of the division between phases, where they are counted."""
+
+    course: Course
+    steps: Steps
+    switches: float
 
 
 def arguments() -> argparse.Namespace:
@@ -88,9 +96,14 @@ def one_run(
         steps = watch(llm)
         for work in work_of(options, llm.info.vocab_size):
             steps.clear()
+            before = _switches(llm)
             course = play(llm, work.clients(number), work.begin_s)
-            found[work.name] = course, steps.copy()
+            found[work.name] = Run(course, steps.copy(), _switches(llm) - before)
     return found
+
+
+def _switches(llm: LLM) -> float:
+    return llm.stats().policy_state.get("phases_switches", 0.0)
 
 
 def work_of(options: argparse.Namespace, vocab_size: int) -> list[Workload]:
@@ -103,8 +116,9 @@ def size_of(options: argparse.Namespace) -> Size:
     return LARGE_MODEL if options.model == "generated" else Size()
 
 
-def numbers_of(courses: Sequence[Course], options: argparse.Namespace) -> Numbers:
+def numbers_of(runs: Sequence[Run], options: argparse.Namespace) -> Numbers:
     """Of one mode and workload; all rounds' requests together, rates over all their seconds."""
+    courses = [run.course for run in runs]
     limits = options.slo_ttft_ms / 1000, options.slo_tbt_ms / 1000
     parts = [_counted(course, *limits) for course in courses]
     seconds = sum(course.end - course.begin for course in courses)
@@ -125,6 +139,7 @@ def numbers_of(courses: Sequence[Course], options: argparse.Namespace) -> Number
             "ttft": _share(ttfts, options.slo_ttft_ms),
             "tbt": _share(tbts, options.slo_tbt_ms),
         },
+        "switches_s": sum(run.switches for run in runs) / seconds,
         "prefix_hits": sum(part["hits"] for part in parts),
         "seconds": seconds,
     }
@@ -206,10 +221,15 @@ def show_workload(name: str, found: Mapping[str, Numbers]) -> None:
                 "decode/s": numbers["decode_tok_s"],
                 "prefill/s": numbers["prefill_tok_s"],
                 "goodput": numbers["goodput"],
-                "hits": numbers["prefix_hits"],
+                "TTFT ok": _percent(numbers["attainment"]["ttft"]),
+                "TBT ok": _percent(numbers["attainment"]["tbt"]),
             }
         )
     show(f"{name}: milliseconds and tokens per second", rows)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def show_versus(found: Mapping[str, Any]) -> None:
@@ -226,28 +246,36 @@ def show_versus(found: Mapping[str, Any]) -> None:
 
 def measure(options: argparse.Namespace, model: str, result: dict[str, Any]) -> None:
     """All rounds; what is there is saved after each."""
-    courses: dict[str, dict[str, list[Course]]] = {}
-    steps: dict[str, list[Steps]] = {}
+    runs: dict[str, dict[str, list[Run]]] = {}
     for number in range(options.rounds):
         turn = number % len(options.modes)
         for mode in (*options.modes[turn:], *options.modes[:turn]):
             begun = time.perf_counter()
-            for name, (course, seen) in one_run(options, model, mode, number).items():
-                courses.setdefault(name, {}).setdefault(mode, []).append(course)
-                steps.setdefault(mode, []).append(seen)
+            for name, run in one_run(options, model, mode, number).items():
+                runs.setdefault(name, {mode: [] for mode in options.modes})[mode].append(run)
             print(f"round {number + 1}, {mode}: {time.perf_counter() - begun:.0f} s", flush=True)
-        found = {
-            name: {mode: numbers_of(runs[mode], options) for mode in options.modes if mode in runs}
-            for name, runs in courses.items()
-        }
-        result["workloads"] = found
-        result["versus"] = {name: versus(numbers) for name, numbers in found.items()}
-        result["rounds"] = {
-            name: {mode: [numbers_of([run], options) for run in runs] for mode, runs in modes.items()}
-            for name, modes in courses.items()
-        }
-        result["starts"] = {mode: Steps.together(seen).starts() for mode, seen in steps.items()}
+        result |= summed(runs, options)
         save(options.json, result)
+
+
+def summed(runs: Mapping[str, Mapping[str, Sequence[Run]]], options: argparse.Namespace) -> Numbers:
+    """By workload and mode: all rounds together, each round, and how soon steps started."""
+    found = {
+        name: {mode: numbers_of(those, options) for mode, those in modes.items()}
+        for name, modes in runs.items()
+    }
+    return {
+        "workloads": found,
+        "versus": {name: versus(numbers) for name, numbers in found.items()},
+        "rounds": {
+            name: {mode: [numbers_of([run], options) for run in those] for mode, those in modes.items()}
+            for name, modes in runs.items()
+        },
+        "starts": {
+            mode: Steps.together([run.steps for modes in runs.values() for run in modes[mode]]).starts()
+            for mode in options.modes
+        },
+    }
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import freeze
 import phases
 import phases_work
 import pytest
+from phases_cost import Steps
 from phases_work import STREAM, Asked, Course, Row, Size
 
 
@@ -46,7 +47,8 @@ def test_tokens_in_time() -> None:
         begin=1.0,
         end=5.0,
     )
-    found = phases.numbers_of([course], LIMITS)
+    run = phases.Run(course, Steps(), 2.0)
+    found = phases.numbers_of([run], LIMITS)
     assert found["decode_tok_s"] == 4 / 4
     assert found["prefill_tok_s"] == (100 + 28) / 4
     assert found["goodput"] == (2 + 1 + 1) / 4
@@ -54,7 +56,8 @@ def test_tokens_in_time() -> None:
     assert found["attainment"] == {"ttft": 0.5, "tbt": 0.75}
     assert found["ttft_ms"]["max"] == 1500
     assert found["prefix_hits"] == 32
-    twice = phases.numbers_of([course, course], LIMITS)
+    assert found["switches_s"] == 2 / 4
+    twice = phases.numbers_of([run, run], LIMITS)
     assert twice["goodput"] == found["goodput"]
 
 
