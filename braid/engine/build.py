@@ -102,6 +102,9 @@ def build_engine(
     policies = make_policies(config, has_lower=bool(lower.sizes))
     if is_split and not partition.has_lanes:
         policies, is_split = replace(policies, phases=Mixed()), False
+    if is_split and device.type == "cuda":
+        # Of full length now: one that grew later would be freed while the other lane's stream still reads it.
+        model.turns(torch.zeros(1, dtype=torch.int64, device=device), plan.max_model_len)
     runner = Runner(
         model, kv, device=device, faults=faults, tiers=lower.lane, is_split=is_split, partition=partition
     )

@@ -57,6 +57,10 @@ class Matcher(Protocol):
 Start = Callable[[], Matcher]
 
 
+_STACK_SIZE = threading.Lock()
+"""The size of new stacks belongs to the process: two lanes that start threads must not take turns in setting it."""
+
+
 class Worker(Protocol):
     """Runs jobs one after the other, elsewhere."""
 
@@ -120,12 +124,13 @@ class ThreadWorker:
 
 def deep_thread(target: Callable[[], None], name: str) -> threading.Thread:
     """A daemon thread, started, with a stack that grammars of deeply nested rules do not overflow."""
-    before = threading.stack_size(STACK)
-    try:
-        thread = threading.Thread(target=target, name=name, daemon=True)
-        thread.start()
-    finally:
-        threading.stack_size(before)
+    with _STACK_SIZE:
+        before = threading.stack_size(STACK)
+        try:
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(before)
     return thread
 
 
@@ -161,7 +166,8 @@ class _Track:
 class Masks:
     """The grammars of all requests that have one.
 
-    ``begin``, ``end`` and ``close`` may be called from any thread; ``collect`` and ``advance`` belong to the lane.
+    ``begin``, ``end`` and ``close`` may be called from any thread; ``collect`` and ``advance`` of a request belong to
+    the lane that computes it.
 
     Args:
         device: where the logits are.

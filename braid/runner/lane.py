@@ -33,10 +33,12 @@ class _Errand(NamedTuple):
     call: Callable[[], Any]
     future: Future[Any]
 
-    def run(self) -> None:
+    def run(self, begin: Callable[[], None]) -> None:
+        """Whatever goes wrong is for who waits; the thread lives on."""
         try:
+            begin()
             self.future.set_result(self.call())
-        except Exception as error:
+        except BaseException as error:
             self.future.set_exception(error)
 
 
@@ -62,6 +64,7 @@ class LaneThread:
         self._name, self._execute, self._bury, self._tell, self._seat = name, execute, bury, tell, seat
         self._items: queue.SimpleQueue[StepPlan | _Errand | None] = queue.SimpleQueue()
         self._plan: StepPlan | None = None
+        self._begun: threading.Thread | None = None
         self._deaths = 0
         self.num_restarts = 0
         self._thread = self._start()
@@ -96,23 +99,24 @@ class LaneThread:
             self._die(error)
 
     def _serve(self) -> None:
-        has_begun = False
         while (item := self._items.get()) is not None:
-            self._plan = item if isinstance(item, StepPlan) else None
-            if (
-                not has_begun
-            ):  # not before there is work: a seat that is broken costs a plan, not an endless loop
-                self._seat.begin()
-                has_begun = True
             if isinstance(item, _Errand):
-                item.run()
+                item.run(self._begin)
                 continue
+            self._plan = item
+            self._begin()
             # Left only when all that the step computed is there, on GPUs as well: the result is told after that, so
             # whatever the scheduler then calls READY may be read by the other lane.
             with self._seat.step(item.units):
                 result = self._execute(item)
             self._plan, self._deaths = None, 0
             self._tell(result)
+
+    def _begin(self) -> None:
+        """Before a thread's first item and not earlier: a seat that is broken costs a plan, not an endless loop."""
+        if self._begun is not threading.current_thread():
+            self._seat.begin()
+            self._begun = threading.current_thread()
 
     def _die(self, error: BaseException) -> None:
         """On the thread that ends: let another one go on, and answer the plan that was under way."""
