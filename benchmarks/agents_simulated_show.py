@@ -267,7 +267,8 @@ def _points(
 
 
 def _categories(axis: Any, names: Sequence[str]) -> None:
-    axis.set_xticks(range(len(names)), names, fontsize=8)
+    short = ["\n".join(name.rsplit("-", 1)) for name in names]
+    axis.set_xticks(range(len(names)), short, fontsize=8)
     axis.grid(visible=False, axis="x")
 
 
