@@ -137,6 +137,10 @@ class GreenPartition:
                     f"the driver granted {prefill} and {decode} of {self._num_sms} SMs to lanes that share none"
                 )
 
+    def num_sms(self, lane: str, units: int) -> int:
+        """As the driver reports, of a lane that does not have all units."""
+        return self._sms[lane, units]
+
     def seat(self, lane: str) -> Seat:
         return StreamSeat(self._device, self._streams[DECODE if lane == MIXED else lane], self._cuda)
 

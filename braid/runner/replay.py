@@ -92,7 +92,8 @@ class _Recorded:
 class DecodeReplay:
     """Decode steps of a model by tape, one tape per batch size.
 
-    Used by one thread. Models that need more than native kernels (and other devices) are left to the caller.
+    Used by one thread; another one may ``clear``. Models that need more than native kernels (and other devices) are
+    left to the caller.
     """
 
     def __init__(self, model: CausalLM, kv: KVStore) -> None:
@@ -110,7 +111,8 @@ class DecodeReplay:
             return None
         longest = max(work.start for work in works) // self._kv.block_size + 1
         key = (size, max(MIN_TABLE, 1 << (longest - 1).bit_length()))
-        recorded = self._recorded.get(key) or _Recorded(self._model, self._kv, *key)
+        known = self._recorded  # the same one to the end of the step, though another lane may clear meanwhile
+        recorded = known.get(key) or _Recorded(self._model, self._kv, *key)
         before = recorded.kernel_seconds
         try:
             hidden_BD = recorded.run(works)
@@ -118,18 +120,19 @@ class DecodeReplay:
             logger.info("decode steps of %d requests are not replayed: %s", size, reason)
             self._refused.add(size)
             return None
-        self._recorded[key] = recorded
-        self._recorded.move_to_end(key)
-        self._make_room()
+        known[key] = recorded
+        known.move_to_end(key)
+        _make_room(known)
         return hidden_BD, recorded.batch.slot_mapping_T, recorded.kernel_seconds - before
 
     def clear(self) -> None:
-        """Give the memory of all tapes back; they are recorded again when they are needed."""
-        self._recorded.clear()
+        """Give the memory of all tapes back, but of one under way; they are recorded again when they are needed."""
+        self._recorded = OrderedDict()
 
-    def _make_room(self) -> None:
-        tapes = [recorded.tape for recorded in self._recorded.values() if recorded.tape is not None]
-        total = sum(tape.num_bytes for tape in tapes)
-        while total > MAX_BYTES and len(self._recorded) > 1:
-            _, oldest = self._recorded.popitem(last=False)
-            total -= oldest.tape.num_bytes if oldest.tape is not None else 0
+
+def _make_room(known: OrderedDict[tuple[int, int], _Recorded]) -> None:
+    tapes = [recorded.tape for recorded in known.values() if recorded.tape is not None]
+    total = sum(tape.num_bytes for tape in tapes)
+    while total > MAX_BYTES and len(known) > 1:
+        _, oldest = known.popitem(last=False)
+        total -= oldest.tape.num_bytes if oldest.tape is not None else 0

@@ -9,11 +9,23 @@ import torch
 
 from braid import LLM, SamplingParams
 from braid.core.errors import InvalidParameterError
+from braid.runner.partition_gpu import CudaCore, GreenPartition
+from braid.sched.config import DECODE, PREFILL
 
 from .conftest import assert_nothing_left, small_llm
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+WHERE = r"""
+extern "C" __global__ void where(int* found, int cycles) {
+    unsigned int sm;
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(sm));
+    long long begin = clock64();
+    while (clock64() - begin < cycles) {}
+    if (threadIdx.x == 0) found[blockIdx.x] = (int)sm;
+}
+"""
+"""Blocks last long enough that each multiprocessor of a group gets some."""
 PROMPTS = ["Hello", "The quick brown fox jumps", "a" * 70, "x", "a" * 70 + "b"]
 
 
@@ -53,3 +65,42 @@ def test_the_default_model_answers_on_the_gpu() -> None:
 def test_a_gpu_asked_for_and_not_there_is_an_error(tiny_llama: Path) -> None:
     with pytest.raises(InvalidParameterError, match="no NVIDIA GPU"):
         small_llm(tiny_llama, device="cuda")
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("partition", ["green", "priority"])
+def test_tokens_are_the_same_in_two_lanes(tiny_llama: Path, partition: str) -> None:
+    with small_llm(tiny_llama, device="cuda") as mixed:
+        expected = [output.token_ids for output in mixed.generate(PROMPTS, GREEDY)]
+    with small_llm(tiny_llama, device="cuda", phases="static:50/50", partition=partition) as lanes:
+        for _ in range(3):
+            assert [output.token_ids for output in lanes.generate(PROMPTS, GREEDY)] == expected
+        assert_nothing_left(lanes)
+        stats = lanes.stats()
+        assert stats.lanes["prefill"].steps > 0
+        assert stats.lanes["decode"].steps > 0
+
+
+@pytest.mark.gpu
+@gpu
+def test_green_lanes_that_share_no_unit_share_no_multiprocessor() -> None:
+    """Kernels write down where they ran; what the driver reports is not enough."""
+    device = torch.device("cuda", 0)
+    partition = GreenPartition(device, CudaCore(device))
+    where = torch.cuda._compile_kernel(WHERE, "where")
+
+    def visited(lane: str, units: int) -> set[int]:
+        found = torch.full((4096,), -1, dtype=torch.int32, device=device)
+        seat = partition.seat(lane)
+        seat.begin()
+        with seat.step(units):
+            where(grid=(4096, 1, 1), block=(256, 1, 1), args=[found, 20_000])
+        return set(found.tolist())
+
+    for units in range(1, partition.num_units):
+        prefill = visited(PREFILL, units)
+        decode = visited(DECODE, partition.num_units - units)
+        assert len(prefill) == partition.num_sms(PREFILL, units)
+        assert len(decode) == partition.num_sms(DECODE, partition.num_units - units)
+        assert not prefill & decode
