@@ -137,7 +137,8 @@ class SimExecutor:
         scores = {w.request_id: pseudo_scores(w.score) for w in plan.works if w.score is not None}
         pooled = {w.request_id: [float(sum(w.token_ids))] for w in plan.works if w.pooling is not None}
         result = StepResult(plan.step_id, plan.lane, self._clock, 0.0, tokens, scores=scores, pooled=pooled)
-        step = Computing(plan, result, plan.units, next(self._sequence), estimate.seconds, self._clock)
+        units = plan.units or (1 if self._lanes is None else self._lanes.num_units)
+        step = Computing(plan, result, units, next(self._sequence), estimate.seconds, self._clock)
         self._computing[plan.lane] = step
         self._pace()
 

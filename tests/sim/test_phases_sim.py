@@ -65,7 +65,7 @@ def test_a_long_prompt_freezes_nobody_where_lanes_are_allowed() -> None:
 
 def test_a_loose_wish_leaves_large_chunks_and_early_first_tokens() -> None:
     load = burst(4, 200, 3000, 1, 2.0)
-    slo = Slo(tbt_s=1.5)
+    slo = Slo(9.0, 1.5)
     mixed, auto = (run_phases(load, setup(), name, slo) for name in ("mixed", "auto"))
     assert summary_of(auto)["attainment"]["tbt"] == 1.0
     assert summary_of(auto)["divisions"][-1]["units"] == 0

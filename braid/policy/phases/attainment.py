@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-WINDOW = 64
+WINDOW = 128
 """Tokens that count."""
-EVERY = 16
+EVERY = 32
 """Tokens after which the margin may move."""
-GOAL = 0.9
-"""Of the tokens should come in time."""
-SURE = 0.97
+GOAL = 0.97
+"""Of the tokens should come in time: nearly all, since one that is late is what people notice."""
+SURE = 0.99
 """With more than that there is something to give away."""
-USUAL, LOWEST, HIGHEST = 0.9, 0.6, 1.0
+USUAL, LOWEST, HIGHEST = 0.9, 0.6, 0.95
 DOWN, UP = 0.95, 1.02
 
 
@@ -28,14 +28,16 @@ class Attainment:
         self._num = self._kept = 0
         """Tokens since something changed, and those in time."""
 
-    def answered(self, in_time: bool, *, is_first: bool, can_tighten: bool) -> None:
-        """
+    def answered(self, in_time: bool, *, is_first: bool) -> None:
+        """Any token, to be shown."""
+        (self._ttft if is_first else self._tbt).append(in_time)
+
+    def learn(self, in_time: bool, *, can_tighten: bool) -> None:
+        """A token that is not the first, from a step beside prompts.
+
         Args:
             can_tighten: whether the limit was foreseen to be kept; where it cannot be, no margin helps.
         """
-        (self._ttft if is_first else self._tbt).append(in_time)
-        if is_first:
-            return
         self._num += 1
         self._kept += in_time
         if self._num % EVERY == 0:

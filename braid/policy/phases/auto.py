@@ -2,8 +2,8 @@
 
 Rules:
     1. A phase that is alone gets everything, in steps as large as they may be; nothing is decided then.
-    2. One step for both phases while the largest chunk that keeps the time between tokens is no crumb, and lanes would
-       not bring prompts forward as fast, for less time between tokens.
+    2. One step for both phases while the largest chunk that keeps the time between tokens is no crumb, and the prompts
+       fit into a step or two, or lanes would get no more done of both together, or first tokens would come too late.
     3. Else lanes: the largest share for prompts with which decodes keep their time; where nothing keeps it, the share
        that comes nearest and still leaves prompts theirs.
     4. A division changes when another was better several times in a row, some steps after the change before, and on
@@ -52,8 +52,8 @@ AGED_SHARE = 0.5
 """The same once the oldest has waited twice as long as it wished."""
 NUM_SPLITS = 8
 """So many sizes of lanes are weighed, at most."""
-WORTH = 0.9
-"""Lanes that bring prompts forward at this pace of that of one step for both are worth their shorter waits."""
+FITS, STILL_FITS = 2.0, 1.0
+"""Prompts that so many chunks hold pass in one step for both before lanes pay; the second where lanes hold already."""
 NEAR = 1.1
 """Where nothing keeps the wish, times between tokens may be so much longer than the shortest there are, so that prompts
 get more of the machine."""
@@ -77,12 +77,21 @@ class Choice(NamedTuple):
 
 
 class Aim(NamedTuple):
-    """What a division is to reach: the wishes, the time between tokens a margin below them, and the units that are
-    left to prompts in any case."""
+    """What a division is to reach.
+
+    Args:
+        tbt_s, ttft_s: the wishes, or what is usual.
+        target_s: between tokens, a margin below the wish.
+        deadline_s: for first tokens; infinite where nobody wishes one.
+        lateness: of the oldest prompt, from 0 to 1.
+        min_prefill: units that are left to prompts in any case.
+    """
 
     tbt_s: float
     ttft_s: float
     target_s: float
+    deadline_s: float
+    lateness: float
     min_prefill: int
 
 
@@ -121,7 +130,9 @@ class Auto:
         wish = self._slo.ttft_s if is_first else self._slo.tbt_s
         usual = TTFT_S if is_first else TBT_S
         limit = _first_finite(limit, wish, usual)
-        self._attained.answered(seconds <= limit, is_first=is_first, can_tighten=self._is_feasible)
+        self._attained.answered(seconds <= limit, is_first=is_first)
+        if not is_first and self._division.predicted_tbt_s is not None:
+            self._attained.learn(seconds <= limit, can_tighten=self._is_feasible)
 
     # -- what it decides -----------------------------------------------------------------------------------
 
@@ -154,11 +165,12 @@ class Auto:
 
     def _aim(self, demand: Demand) -> Aim:
         tbt_s = _first_finite(demand.tbt_s, self._slo.tbt_s, TBT_S)
-        ttft_s = _first_finite(demand.ttft_s, self._slo.ttft_s, TTFT_S)
+        deadline_s = _first_finite(demand.ttft_s, self._slo.ttft_s)
+        ttft_s = _first_finite(deadline_s, TTFT_S)
         lateness = min(1.0, max(0.0, demand.waited_s / ttft_s - 1)) if ttft_s > 0 else 1.0
         share = MIN_SHARE + (AGED_SHARE - MIN_SHARE) * lateness
         floor = min(max(1, round(share * demand.num_units)), max(1, demand.num_units - 1))
-        return Aim(tbt_s, ttft_s, self._attained.margin * tbt_s, floor)
+        return Aim(tbt_s, ttft_s, self._attained.margin * tbt_s, deadline_s, lateness, floor)
 
     def _best(self, demand: Demand, aim: Aim) -> Choice:
         """Rules 2 and 3."""
@@ -168,22 +180,49 @@ class Auto:
         split = self._best_split(demand, aim)
         if not self._can_mix:
             return split
+        if split.tbt_s > mixed.tbt_s:
+            return mixed
         crumb = min(CRUMB * self._bias(0), demand.num_prefill)
-        keeps = mixed.tbt_s <= aim.target_s * (1 + 1e-9) and mixed.chunk >= crumb
-        if not keeps and split.tbt_s <= mixed.tbt_s:
+        if mixed.tbt_s > aim.target_s * (1 + 1e-9) or mixed.chunk < crumb:
             return split
-        worth = WORTH if self._held else WORTH + HELD
-        return split if split.rate >= worth * mixed.rate and split.tbt_s <= mixed.tbt_s else mixed
+        # The rest of a prompt always fits at last; that is no reason to compute it otherwise than it was begun.
+        is_rest = self._held and demand.next_start and demand.num_prefill <= demand.next_prefill
+        if not is_rest and demand.num_prefill <= (STILL_FITS if self._held else FITS) * mixed.chunk:
+            return mixed
+        return split if self._pays(demand, aim, mixed, split) else mixed
+
+    def _pays(self, demand: Demand, aim: Aim, mixed: Choice, split: Choice) -> bool:
+        """Whether lanes get more done of prompts and decodes together, in time for first tokens.
+
+        What is done of either is counted in seconds that it would take alone on the whole machine.
+        """
+        prompts, decodes = _prompts(demand), _decodes(demand)
+        token_s = self._token_s(demand, split.chunk)
+        decode_s = self._latency.step_s("mixed", demand.num_units, demand.num_units, decodes)
+        bias = 1 - HELD if self._held else 1 + HELD
+        done = [choice.rate * token_s + decode_s / choice.tbt_s for choice in (mixed, split)]
+        if done[1] < done[0] * bias:
+            return False
+        left_s = prompts.num * max(1.0, self._token_s(demand, prompts.num) / token_s)
+        ends = [demand.waited_s + left_s / choice.rate for choice in (mixed, split)]
+        return ends[1] <= max(ends[0], aim.deadline_s * (2 - bias))
+
+    def _token_s(self, demand: Demand, num: int) -> float:
+        """Seconds of a prompt token among the next ``num``, alone on the whole machine."""
+        load = Load(num, _prompts(demand).pairs(num))
+        return self._latency.step_s("mixed", demand.num_units, demand.num_units, load) / num
 
     def _bias(self, key: int) -> float:
         """Limits are a little wider for what holds."""
         return 1 - HELD if key == self._held and not self._is_new else 1 + HELD
 
     def _mixed(self, demand: Demand, aim: Aim) -> Choice:
-        """The largest chunk that keeps the target. Prompts get half of a step's time where decodes alone miss it."""
+        """The largest chunk that keeps the target. Prompts get half of a step's time where decodes alone miss it, and
+        where they are late and there are no lanes."""
         units, prompts, decodes = demand.num_units, _prompts(demand), _decodes(demand)
         alone = self._latency.step_s("mixed", units, units, decodes)
-        target = max(aim.target_s, 2 * alone)
+        late = aim.lateness if units < 2 else 0.0
+        target = max(aim.target_s, alone * (1 + late) if alone < aim.target_s else 2 * alone)
         chunk = self._latency.chunk("mixed", units, units, prompts, decodes, target)
         chunk = max(chunk, min(SMALLEST_CHUNK, prompts.num))
         load = decodes._replace(num_prefill=chunk, num_pairs=prompts.pairs(chunk))
@@ -247,13 +286,11 @@ class Auto:
         return Division(choice.is_mixed, prefill, decode, choice.chunk, why=why, predicted_tbt_s=choice.tbt_s)
 
     def _units(self, key: int, num_units: int) -> tuple[int, int]:
-        """Of both lanes. With one step for both, of lanes that still compute after lanes were given up."""
+        """Of both lanes. With one step for both, for decodes beside the last step of lanes that were given up."""
         if num_units < 2:
             return num_units, num_units
-        prefill = min(key or max(1, num_units // 2), num_units - 1)
-        return (
-            (num_units, num_units - prefill) if not key and self._can_mix else (prefill, num_units - prefill)
-        )
+        prefill = min(key or self._split_key or num_units // 2, num_units - 1)
+        return prefill if key else num_units, num_units - prefill
 
     # -- what it tells -------------------------------------------------------------------------------------
 
