@@ -52,7 +52,9 @@ def load_machine(path: Path) -> Machine:
             raise MachineError(f"{path}: was not written by braid calibrate (or by another version of it)")
         return Machine(
             cost=cost_from_data(data["cost"]),
-            config=SchedulerConfig(**{"num_units": data.get("machine", {}).get("cores", 1), **data["scheduler"]}),
+            config=SchedulerConfig(
+                **{"num_units": data.get("machine", {}).get("cores", 1), **data["scheduler"]}
+            ),
             model=str(data["model"]),
             dtype=str(data["dtype"]),
             errors={str(kind): float(error) for kind, error in data["held_out_error"].items()},

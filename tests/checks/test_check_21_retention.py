@@ -59,7 +59,9 @@ async def held_by(rig: Rig) -> dict[str, int]:
     assert rig.core is not None
     held = await asyncio.wrap_future(
         rig.core._loop.post(
-            lambda scheduler, now: [(lease.holder.owner, lease.blocks) for lease in scheduler._retention.leases]
+            lambda scheduler, now: [
+                (lease.holder.owner, lease.blocks) for lease in scheduler._retention.leases
+            ]
         )
     )
     blocks: dict[str, set[int]] = {}
