@@ -16,6 +16,10 @@ from braid.runner.lane import LaneThread
 from braid.runner.partition import TeamSeat
 
 WAIT_S = 120
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/thread-self/schedstat").exists(),
+    reason="this system does not tell what threads have computed",
+)
 
 
 def cpu_ns() -> dict[int, int]:
