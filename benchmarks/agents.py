@@ -329,7 +329,7 @@ def main() -> None:
     described, context = machine(), context_of(programs)
     print(describe(described))
     done, flags = Comparison(policies), flags_of(options, context, more)
-    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    config = {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
     report: dict[str, Any] = {}
     for number in range(options.rounds):
         one_round(done, options, number, programs, flags)
