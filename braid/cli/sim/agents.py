@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
+from braid.cli.sim.machine import ENGINE, MachineFlags
 from braid.cli.trace.load import Format
 from braid.core.errors import InvalidParameterError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from braid.sim.platform import Platform
 
 PROGRAMS = Group("Programs", sort_key=1)
-ENGINE = Group("Machine and engine", sort_key=2)
 RUNS = Group("Runs", sort_key=3)
 
 
@@ -68,28 +68,9 @@ class ProgramFlags:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineFlags:
-    """Whose steps are timed, and how much fits."""
+class EngineFlags(MachineFlags):
+    """How much fits there, and how it is simulated."""
 
-    machine: Annotated[
-        str,
-        Parameter(
-            group=ENGINE,
-            help="a100-80g, h100, h200, rtx4090 or a6000 (estimates from data sheets), this (what braid calibrate "
-            "kept here) or a file that it wrote.",
-        ),
-    ]
-    model: Annotated[
-        str | None,
-        Parameter(
-            group=ENGINE,
-            help="llama-3.1-8b, llama-3.1-70b, qwen3-30b-a3b, qwen2.5-7b, mixtral-8x7b or smollm2.",
-            show_default="the calibrated one",
-        ),
-    ] = None
-    dtype: Annotated[str, Parameter(group=ENGINE, help="Of a GPU's weights: bfloat16, int8 or int4.")] = (
-        "bfloat16"
-    )
     kv_tokens: Annotated[
         int | None,
         Parameter(group=ENGINE, help="Tokens whose KV the device holds.", show_default="what fits"),
@@ -108,13 +89,6 @@ class EngineFlags:
         Parameter(group=ENGINE, help="Tokens of one request.", show_default="the model's, if that fits"),
     ] = None
     block_size: Annotated[int, Parameter(group=ENGINE, help="Tokens per KV block.")] = 256
-    max_num_seqs: Annotated[
-        int | None,
-        Parameter(group=ENGINE, help="Requests that run at a time.", show_default="64, or measured"),
-    ] = None
-    max_num_batched_tokens: Annotated[
-        int | None, Parameter(group=ENGINE, help="Tokens of one step.", show_default="2048, or measured")
-    ] = None
     grain: Annotated[
         int,
         Parameter(
@@ -155,26 +129,6 @@ class EngineFlags:
             except ValueError:
                 raise InvalidParameterError(f"{name} must be a number, got {value!r}", param="set") from None
         return AgentSettings(**values)
-
-    def platform(self) -> Platform:
-        """
-        Raises:
-            InvalidParameterError: a name is not known, or no model is named for a GPU.
-            CapacityError: the model does not fit.
-        """
-        from braid.core.env import cache_dir
-        from braid.sim.gpus import GPUS
-        from braid.sim.platform import measured_platform, roofline_platform
-
-        if self.machine in GPUS:
-            if self.model is None:
-                raise InvalidParameterError(f"--machine {self.machine} needs a --model", param="model")
-            return roofline_platform(self.machine, self.model, self.dtype)
-        if self.machine == "this":
-            return measured_platform(_profile(cache_dir() / "profiles", self.model), None)
-        if not Path(self.machine).exists():
-            return roofline_platform(self.machine, self.model or "", self.dtype)
-        return measured_platform(Path(self.machine), self.model)
 
     def setup(self, platform: Platform, flags: ProgramFlags) -> AgentSetup:
         """
@@ -262,20 +216,3 @@ def _names(policy: str) -> Sequence[str]:
     if not names:
         raise InvalidParameterError("--policy names no policy", param="policy")
     return names
-
-
-def _profile(folder: Path, model: str | None) -> Path:
-    """The tables that were kept here, of ``model`` where there are several."""
-    wanted = "" if model is None else model.replace("/", "--").lower()
-    found = sorted(path for path in folder.glob("*.json") if wanted in path.name.lower())
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        which = "" if model is None else f" of {model}"
-        raise InvalidParameterError(
-            f"no step times{which} are in {folder}; run braid calibrate first", param="machine"
-        )
-    raise InvalidParameterError(
-        f"step times of several models are in {folder}: {', '.join(path.stem for path in found)}; say --model",
-        param="model",
-    )

@@ -9,12 +9,12 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
+from braid.cli.sim.machine import ENGINE, MachineFlags
 from braid.cli.trace.load import Format
 from braid.cli.trace.replay_options import PlanFlags
 from braid.core.errors import InvalidParameterError
 
 LOAD = Group("Load", sort_key=0)
-ENGINE = Group("Machine and engine", sort_key=1)
 RUNS = Group("Runs", sort_key=3)
 
 
@@ -40,26 +40,10 @@ class LoadFlags:
     ] = None
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MachineFlags:
-    """Whose steps are timed, and how much fits."""
-
-    machine: Annotated[
-        str,
-        Parameter(
-            group=ENGINE,
-            help="a100-80g, h100, h200, rtx4090 or a6000 (estimates from data sheets), this (what braid calibrate "
-            "kept here) or a file that it wrote.",
-        ),
-    ]
-    model: Annotated[
-        str | None,
-        Parameter(group=ENGINE, help="As in braid sim agents.", show_default="the calibrated one"),
-    ] = None
-    dtype: Annotated[str, Parameter(group=ENGINE, help="Of a GPU's weights: bfloat16, int8 or int4.")] = (
-        "bfloat16"
-    )
+def phases(
+    *,
+    load: LoadFlags = LoadFlags(),
+    machine: MachineFlags,
     units: Annotated[
         int | None,
         Parameter(
@@ -67,20 +51,7 @@ class MachineFlags:
             help="Cores, or groups of SMs, that lanes share.",
             show_default="the cores that were measured; 16 groups",
         ),
-    ] = None
-    max_num_seqs: Annotated[
-        int | None,
-        Parameter(group=ENGINE, help="Requests that run at a time.", show_default="64, or measured"),
-    ] = None
-    max_num_batched_tokens: Annotated[
-        int | None, Parameter(group=ENGINE, help="Tokens of one step.", show_default="2048, or measured")
-    ] = None
-
-
-def phases(
-    *,
-    load: LoadFlags = LoadFlags(),
-    machine: MachineFlags,
+    ] = None,
     plan: PlanFlags = PlanFlags(),  # noqa: B008
     phases: Annotated[
         str,
@@ -110,7 +81,7 @@ def phases(
 
     if (load.trace is None) == (load.burst is None):
         raise InvalidParameterError("say what to play: either --trace or --burst", param="trace")
-    run(load, machine, plan, _names(phases), _milliseconds(slo_ttft_ms, slo_tbt_ms), json)
+    run(load, machine, units, plan, _names(phases), _milliseconds(slo_ttft_ms, slo_tbt_ms), json)
 
 
 def _names(phases: str) -> tuple[str, ...]:

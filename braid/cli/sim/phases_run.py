@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from braid.cli.sim.agents import EngineFlags
 from braid.cli.sim.agents_run import write
-from braid.cli.sim.phases import LoadFlags, MachineFlags
+from braid.cli.sim.machine import MachineFlags
+from braid.cli.sim.phases import LoadFlags
 from braid.cli.trace.console import ConsoleProgress, print_table
 from braid.cli.trace.opening import open_trace
 from braid.cli.trace.replay_options import PlanFlags
@@ -35,6 +35,7 @@ BURST = ("streams", "tokens", "prompts", "length", "seconds")
 def run(
     load: LoadFlags,
     machine: MachineFlags,
+    units: int | None,
     plan: PlanFlags,
     names: Sequence[str],
     wishes: Sequence[tuple[float, float]],
@@ -49,7 +50,7 @@ def run(
     """
     for name in names:
         phases_policy(name, Slo())  # a wrong name is said before anything is read
-    setup = setup_of(machine)
+    setup = setup_of(machine, units)
     with ConsoleProgress() as progress:
         arrivals, source = _arrivals(load, plan, setup.config.max_model_len, progress)
         results = []
@@ -74,29 +75,29 @@ def run(
     show(report)
 
 
-def setup_of(flags: MachineFlags) -> PhasesSetup:
+def setup_of(flags: MachineFlags, units: int | None) -> PhasesSetup:
     """
     Raises:
         InvalidParameterError, CapacityError: naming the value that cannot be.
     """
-    platform = EngineFlags(machine=flags.machine, model=flags.model, dtype=flags.dtype).platform()
+    platform = flags.platform()
     return PhasesSetup(
         cost=platform.cost,
-        config=_config(flags, platform),
+        config=_config(flags, platform, units),
         curves=platform.curves,
         machine=platform.words,
         prefill_part=platform.prefill_part,
     )
 
 
-def _config(flags: MachineFlags, platform: Platform) -> SchedulerConfig:
+def _config(flags: MachineFlags, platform: Platform, units: int | None) -> SchedulerConfig:
     return SchedulerConfig(
         num_blocks=platform.kv_tokens // BLOCK_SIZE,
         block_size=BLOCK_SIZE,
         max_num_seqs=flags.max_num_seqs or platform.max_num_seqs,
         max_num_batched_tokens=flags.max_num_batched_tokens or platform.max_num_batched_tokens,
         max_model_len=min(platform.context, platform.kv_tokens // BLOCK_SIZE * BLOCK_SIZE),
-        num_units=platform.num_units if flags.units is None else flags.units,
+        num_units=platform.num_units if units is None else units,
     )
 
 
