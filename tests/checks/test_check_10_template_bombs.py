@@ -37,7 +37,7 @@ NEVER_LET_IN = {
     "lists of lists": "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
     "{{ ns.x|tojson }}",
 }
-"""These crash or stop whoever renders them."""
+"""These crash or stop whoever renders them, but for the few that newer versions of minijinja count against its fuel."""
 
 
 @pytest.mark.parametrize("name", REFUSED_AT_LOAD)
@@ -47,12 +47,17 @@ def test_sources_that_are_refused_at_load(name: str) -> None:
         ChatTemplate(REFUSED_AT_LOAD[name])
 
 
+def _render_once_let_in(source: str) -> None:
+    probe(source, bos_token=None, eos_token=None)
+    ChatTemplate(source).render(TALK)
+
+
 @pytest.mark.parametrize("name", NEVER_LET_IN)
 @pytest.mark.timeout(120)
 def test_templates_that_fail_where_they_harm_nobody(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_probe, "SECONDS", 1.5)
-    with pytest.raises(CheckpointError, match="the chat template"):
-        probe(NEVER_LET_IN[name], bos_token=None, eos_token=None)
+    with pytest.raises((CheckpointError, InvalidParameterError), match="the chat template"):
+        _render_once_let_in(NEVER_LET_IN[name])
 
 
 BOMBED = ("/v1/chat/completions", "/v1/messages/count_tokens")

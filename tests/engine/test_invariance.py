@@ -19,11 +19,16 @@ TIGHT = 40 * 4 * 2 * 2 * 64 * 4
 
 @pytest.fixture(scope="module")
 def engines(tiny_llama: Path) -> Iterator[list[LLM]]:
-    """The same model with roomy blocks, with tiny chunks, and short of memory."""
+    """The same model with roomy blocks, with tiny chunks, and short of memory.
+
+    The last admits whatever fits now: a policy that learns how long answers get would soon preempt nothing.
+    """
     made = [
         small_llm(tiny_llama),
         small_llm(tiny_llama, max_num_batched_tokens=8, max_num_seqs=8),
-        small_llm(tiny_llama, kv_cache_memory=TIGHT, max_model_len=120, max_num_batched_tokens=24),
+        small_llm(
+            tiny_llama, kv_cache_memory=TIGHT, max_model_len=120, max_num_batched_tokens=24, agent_policy="lru"
+        ),
     ]
     yield made
     for engine in made:

@@ -74,8 +74,6 @@ def test_the_probe_lets_good_templates_pass() -> None:
 
 
 def test_the_probe_finds_what_the_checks_cannot_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match="within 2048 MiB"):
-        probe("{% set a = 'x' * 60000 %}{{ a.replace('x', a)|length }}", bos_token=None, eos_token=None)
     monkeypatch.setattr("braid.text.template_probe.SECONDS", 0.5)
     walk = (
         "{% set ns = namespace(a=[1, 2]) %}"
@@ -87,8 +85,8 @@ def test_the_probe_finds_what_the_checks_cannot_see(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_probe_holds_where_the_system_keeps_no_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    unlimited = "import resource; resource.setrlimit = lambda *_: None; "
-    monkeypatch.setattr(template_probe, "_CHILD", unlimited + template_probe._CHILD)
+    greedy = "import time; held = bytearray(1 << 29); time.sleep(60)"
+    monkeypatch.setattr(template_probe, "_CHILD", greedy)
     monkeypatch.setattr(template_probe, "MEMORY_BYTES", 256 << 20)
     with pytest.raises(CheckpointError, match="MiB"):
-        probe("{% set a = 'x' * 60000 %}{{ a.replace('x', a)|length }}", bos_token=None, eos_token=None)
+        probe("x", bos_token=None, eos_token=None)
