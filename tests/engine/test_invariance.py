@@ -27,7 +27,11 @@ def engines(tiny_llama: Path) -> Iterator[list[LLM]]:
         small_llm(tiny_llama),
         small_llm(tiny_llama, max_num_batched_tokens=8, max_num_seqs=8),
         small_llm(
-            tiny_llama, kv_cache_memory=TIGHT, max_model_len=120, max_num_batched_tokens=24, agent_policy="lru"
+            tiny_llama,
+            kv_cache_memory=TIGHT,
+            max_model_len=120,
+            max_num_batched_tokens=24,
+            agent_policy="lru",
         ),
     ]
     yield made
