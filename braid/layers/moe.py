@@ -34,8 +34,16 @@ class Routing(NamedTuple):
     bias: bool = False
 
 
+class Routed(NamedTuple):
+    """What a router chose for each row: expert ids (int64) and weights (float32), and its scores of all X experts."""
+
+    ids_Tk: Tensor
+    weights_Tk: Tensor
+    scores_TX: Tensor
+
+
 class Router(nn.Module):
-    """Expert ids [T, k] (int64) and weights [T, k] (float32), computed in float32."""
+    """Chooses experts, computed in float32."""
 
     def __init__(self, hidden_size: int, routing: Routing) -> None:
         super().__init__()
@@ -45,14 +53,14 @@ class Router(nn.Module):
             weight(routing.num_experts, dtype=torch.float32) if routing.bias else None
         )
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_TD: Tensor) -> Routed:
         routing, logits_TX = self.routing, ops.linear(x_TD.float(), self.weight)
         scores_TX = logits_TX.softmax(-1) if routing.scoring == "softmax" else logits_TX.sigmoid()
         ids_Tk = self._allowed(scores_TX).topk(routing.top_k, dim=-1).indices
         weights_Tk = scores_TX.gather(1, ids_Tk)
         if routing.normalise:
             weights_Tk = weights_Tk / (weights_Tk.sum(-1, keepdim=True) + 1e-20)
-        return ids_Tk, weights_Tk * routing.scaling
+        return Routed(ids_Tk, weights_Tk * routing.scaling, scores_TX)
 
     def _allowed(self, scores_TX: Tensor) -> Tensor:
         """What the choice goes by: corrected scores, minus infinity outside the best groups."""
@@ -79,7 +87,7 @@ class ExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts of one layer. Whoever schedules experts elsewhere takes the place of this module."""
+    """The routed experts of one layer, all in memory. Whoever holds them elsewhere takes the place of this module."""
 
     def __init__(
         self, num_experts: int, hidden_size: int, size: int, *, act: str, dtype: torch.dtype
@@ -89,7 +97,8 @@ class Experts(nn.Module):
         self.gate_up = ExpertLinear(num_experts, hidden_size, (size, size), dtype=dtype)
         self.down = ExpertLinear(num_experts, size, (hidden_size,), dtype=dtype)
 
-    def forward(self, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, routed: Routed) -> Tensor:
+        ids_Tk, weights_Tk, _ = routed
         return ops.moe_ffn(x_TD, ids_Tk, weights_Tk, self.gate_up.weight, self.down.weight, act=self.act)
 
 
@@ -108,8 +117,7 @@ class MoE(nn.Module):
         self.shared, self.shared_gate = shared, shared_gate
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        ids_Tk, weights_Tk = self.router(x_TD)
-        out_TD: Tensor = self.experts(x_TD, ids_Tk, weights_Tk)
+        out_TD: Tensor = self.experts(x_TD, self.router(x_TD))
         if self.shared is None:
             return out_TD
         shared_TD: Tensor = self.shared(x_TD)

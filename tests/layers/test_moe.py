@@ -19,7 +19,7 @@ def make_router(routing: Routing, bias: list[float] | None = None) -> Router:
 
 
 def route(router: Router, logits: list[float]) -> dict[int, float]:
-    ids, weights = router(torch.tensor([logits]))
+    ids, weights, _ = router(torch.tensor([logits]))
     return dict(zip(ids[0].tolist(), weights[0].tolist(), strict=True))
 
 
@@ -51,5 +51,5 @@ def test_groups_by_their_best_two_and_bias_only_in_the_choice() -> None:
 
 
 def test_routing_is_float32_whatever_the_input() -> None:
-    ids, weights = make_router(Routing(4, 2))(torch.ones(3, 4, dtype=torch.bfloat16))
+    ids, weights, _ = make_router(Routing(4, 2))(torch.ones(3, 4, dtype=torch.bfloat16))
     assert (ids.dtype, weights.dtype) == (torch.int64, torch.float32)
