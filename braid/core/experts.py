@@ -6,6 +6,7 @@ laid out anew on the way.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -106,3 +107,46 @@ class ExpertLayout:
         """Whole pages."""
         offset, size = self.parts[-1]
         return -(-(offset + size) // PAGE) * PAGE
+
+
+class LayerUse(NamedTuple):
+    """One layer's experts: in slots now, and uses since the start, each an expert that a step of the layer needed.
+
+    A hit was in its slot (or on its way there); a miss had to be read and got a slot; a bypass had to be read and got
+    none.
+    """
+
+    resident: int
+    hits: int
+    misses: int
+    bypasses: int
+
+
+class ExpertStats(NamedTuple):
+    """A store of experts: what it is, its state now, and counts, bytes and seconds since it was opened.
+
+    Args:
+        bytes_by_cause: read from the file for ``demand`` (a step of decodes waits), ``prefill`` and ``prefetch``.
+        prefetched: experts fetched early by what became of them: ``useful``, ``late`` (needed before they were there),
+            ``wasted`` (evicted unused).
+        stall_s: steps stood still for reads. ``compute_s``: they computed experts. ``link_busy_s``: reads were under
+            way. ``planning_s``: it was decided what goes where.
+        failed_reads: reads that brought nothing, or something else than was written.
+    """
+
+    total: int = 0
+    slots: int = 0
+    slot_bytes: int = 0
+    cycle: int = 0
+    layers: tuple[LayerUse, ...] = ()
+    bytes_by_cause: Mapping[str, int] = {}
+    prefetched: Mapping[str, int] = {}
+    stall_s: float = 0.0
+    compute_s: float = 0.0
+    link_busy_s: float = 0.0
+    planning_s: float = 0.0
+    failed_reads: int = 0
+
+    @property
+    def resident(self) -> int:
+        return sum(layer.resident for layer in self.layers)
