@@ -28,7 +28,7 @@ from agents_programs import Program, Scale, draw, peers, recorded, synthetic
 from agents_twin import Store, Told, guessed, twin
 from common import describe, machine, save, serving, show
 
-from braid.cli.units import parse_bytes
+from braid.core.units import parse_bytes
 from braid.sim.agents import AgentRun
 from braid.sim.machine import load_machine
 from braid.sim.platform import measured_platform

@@ -12,9 +12,15 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, Token
 
-from braid.cli.units import parse_bytes
-from braid.core.config import DEFAULT_AGENT_POLICY, DEFAULT_MODEL, DEFAULT_PHASES, EngineConfig
+from braid.core.config import (
+    DEFAULT_AGENT_POLICY,
+    DEFAULT_EXPERT_CACHE,
+    DEFAULT_MODEL,
+    DEFAULT_PHASES,
+    EngineConfig,
+)
 from braid.core.sampling import SamplingParams
+from braid.core.units import parse_bytes
 from braid.policy.agents.catalog import ABLATIONS, NAMES, unknown_policy
 from braid.policy.phases.catalog import NAMES as PHASES
 
@@ -35,6 +41,10 @@ Model = Annotated[
 
 def _bytes(_type: Any, tokens: Sequence[Token]) -> int:
     return parse_bytes(tokens[0].value)
+
+
+def _text(_type: Any, tokens: Sequence[Token]) -> str:
+    return tokens[0].value
 
 
 @Parameter(name="*")
@@ -174,6 +184,40 @@ class EngineOptions:
             show_default="none",
         ),
     ] = None
+
+    expert_memory: Annotated[
+        int | str | None,
+        Parameter(
+            group=ENGINE,
+            converter=_text,
+            metavar="SIZE",
+            help="Memory for experts, the others stay in a file: such as 6GiB, 25% of all, or auto.",
+            show_default="all in memory; auto for what `braid convert` made",
+        ),
+    ] = None
+    expert_format: Annotated[
+        Literal["auto", "float32", "bfloat16", "int8", "int4"],
+        Parameter(
+            group=ENGINE,
+            help="How experts are stored and computed with; auto takes what `braid convert` made, else the dtype.",
+        ),
+    ] = "auto"
+    expert_cache: Annotated[
+        str,
+        Parameter(
+            group=ENGINE,
+            metavar="NAME",
+            help="Which experts stay in memory: lru, lfu, lfru, ewma, mrs, mrs-paper, static.",
+        ),
+    ] = DEFAULT_EXPERT_CACHE
+    expert_scope: Annotated[
+        Literal["global", "layer"],
+        Parameter(group=ENGINE, help="One pool of slots for the experts of all layers, or one for each."),
+    ] = "global"
+    expert_prefetch: Annotated[
+        Literal["off", "on", "auto"],
+        Parameter(group=ENGINE, help="Read experts of later layers ahead; auto does it while it pays."),
+    ] = "off"
 
     def config(self, model: str) -> EngineConfig:
         """Validate.

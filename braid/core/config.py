@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from braid.core.errors import InvalidParameterError
+from braid.core.experts import FORMATS
+from braid.core.units import parse_amount
 
 DTYPES = ("auto", "bfloat16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
@@ -14,6 +16,10 @@ DEFAULT_AGENT_POLICY = "braid"
 DEFAULT_PHASES = "mixed"
 PARTITIONS = ("auto", "serial", "cpu", "cpu-pinned", "green", "priority")
 MAX_BLOCK_SIZE = 256
+EXPERT_FORMATS = ("auto", *FORMATS)
+EXPERT_SCOPES = ("global", "layer")
+EXPERT_PREFETCH = ("off", "on", "auto")
+DEFAULT_EXPERT_CACHE = "mrs"
 
 
 def _require(ok: bool, param: str, value: object, valid: str) -> None:
@@ -60,6 +66,15 @@ class EngineConfig:
         kv_disk_keep: the file stays for the next engine with the same model; else it goes with this one.
         kv_host: the same in main memory, below a GPU.
 
+        expert_memory: what experts may take of memory, the others stay in a file: bytes, a size (``6GiB``), a share of
+            all of them (``25%``) or ``auto`` (what the machine leaves). None keeps all in memory as the checkpoint has
+            them, unless another of these options is given or the model is a folder of ``braid convert``.
+        expert_format: how experts are stored and computed with: ``auto`` (as the folder of ``braid convert`` has
+            them, else ``dtype``), ``float32``, ``bfloat16``, ``int8`` or ``int4``.
+        expert_cache: which experts stay in memory; see ``braid.policy.experts.catalog``.
+        expert_scope: ``global`` (one pool of slots for all layers) or ``layer`` (each has its own).
+        expert_prefetch: experts of later layers are read ahead: ``off``, ``on`` or ``auto`` (while it pays).
+
     Raises:
         InvalidParameterError: naming the field, the value and the valid range.
     """
@@ -86,6 +101,11 @@ class EngineConfig:
     kv_disk_path: str | None = None
     kv_disk_keep: bool = False
     kv_host: int | None = None
+    expert_memory: int | str | None = None
+    expert_format: str = "auto"
+    expert_cache: str = DEFAULT_EXPERT_CACHE
+    expert_scope: str = "global"
+    expert_prefetch: str = "off"
 
     def __post_init__(self) -> None:
         model_ok = isinstance(self.model, str) and self.model.strip() != ""
@@ -102,7 +122,21 @@ class EngineConfig:
         for name in ("slo_ttft_ms", "slo_tbt_ms"):
             limit = getattr(self, name)
             _require(limit is None or limit > 0, name, limit, "above 0 or None")
+        self._check_experts()
         self._check_sizes()
+
+    def _check_experts(self) -> None:
+        if self.expert_memory is not None:
+            parse_amount(self.expert_memory, "expert_memory")
+        named = isinstance(self.expert_cache, str) and self.expert_cache.strip() != ""
+        _require(named, "expert_cache", self.expert_cache, "the name of a policy")
+        for name, choices in (
+            ("expert_format", EXPERT_FORMATS),
+            ("expert_scope", EXPERT_SCOPES),
+            ("expert_prefetch", EXPERT_PREFETCH),
+        ):
+            value = getattr(self, name)
+            _require(value in choices, name, value, f"one of {', '.join(choices)}")
 
     def _check_sizes(self) -> None:
         for name in (
