@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf
 from typing import NamedTuple
 
 from braid.core.errors import InvalidParameterError, OverloadedError
@@ -34,14 +33,14 @@ from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, Request, Status
 from braid.core.step import SampledToken, StepPlan, StepResult, Work
 from braid.policy.admission import PoolLoad
-from braid.policy.agents.costs import attended_pairs
 from braid.policy.agents.describe import described
 from braid.policy.agents.program import Finish, ProgramId
-from braid.policy.phases.policy import Demand, Division, StepSeen
+from braid.policy.phases.policy import Division
 from braid.sched.block_pool import BlockPool
 from braid.sched.config import COMPUTING, DECODE, MIXED, PREFILL, TIER, Policies, SchedulerConfig
 from braid.sched.entry import Entry, ending
 from braid.sched.inventory import Inventory
+from braid.sched.lanes import Lanes, step_seen
 from braid.sched.observer import Observer, TurnStart, TurnStop
 from braid.sched.prefix_cache import extend_keys, match_prefix, root_key
 from braid.sched.programs import ProgramTable
@@ -105,13 +104,6 @@ class SchedulerStats(NamedTuple):
     """How the phases share the machine since the last step was planned; None before."""
 
 
-class Flight(NamedTuple):
-    """A step that was planned and has not come back."""
-
-    plan: StepPlan
-    entries: list[Entry]
-
-
 class Scheduler:
     """Continuous batching over one block pool. Not thread-safe: one loop owns it.
 
@@ -134,7 +126,6 @@ class Scheduler:
         policies = policies or Policies()
         agents = policies.agents
         self._order, self._gate, self._victim = agents.order, agents.gate, agents.victim
-        self._phases = policies.phases
         self._admission = policies.admission_for(config)
         num_lower = config.num_lower_blocks
         programs = ProgramTable(KEYS_PER_BLOCK * config.num_blocks + KEYS_PER_LOWER_BLOCK * num_lower)
@@ -154,11 +145,7 @@ class Scheduler:
         self._retention = Retention(self._pool, agents.retention, programs, ranks, self._transfers)
         self._entries: dict[str, Entry] = {}
         self._running: list[Entry] = []
-        self._flights: dict[str, Flight] = {}
-        self._shared: set[str] = set()
-        """Lanes in flight beside which another one computed."""
-        self._division: tuple[Demand, Division] | None = None
-        self._last_division: Division | None = None
+        self._lanes = Lanes(policies.phases, config.num_units)
         self._has_preempted = False
         """Whether the latest decodes have taken blocks from somebody."""
         self._now = float("-inf")
@@ -266,7 +253,7 @@ class Scheduler:
         """Take note of the time before planning: leases and holds end. Time never runs backwards."""
         assert now >= self._now, f"time ran backwards from {self._now} to {now}"
         self._now = self._pool.now = now
-        self._division = None
+        self._lanes.ask_again()
         self._retention.tick(now)
         if self._transfers is not None:
             self._transfers.tick(now)
@@ -290,13 +277,13 @@ class Scheduler:
             return self._transfers.plan(now)
         if lane not in COMPUTING:
             raise ValueError(f"unknown lane {lane!r}; lanes: {', '.join(COMPUTING)}, with tiers below {TIER}")
-        assert lane not in self._flights, f"a step of lane {lane!r} is in flight"
-        demand, division = self._divide(now)
-        units = self._units(lane, division, demand)
+        assert lane not in self._lanes.flights, f"a step of lane {lane!r} is in flight"
+        demand, division = self._lanes.divide(self._running, self._waiting, now)
+        units = self._lanes.units(lane, division, demand)
         if not units:
             return None
         decodes, prefills = self._eligible()
-        if not demand.num_decodes or (lane == PREFILL and DECODE not in self._flights):
+        if not demand.num_decodes or (lane == PREFILL and DECODE not in self._lanes.flights):
             self._has_preempted = False
         grants: list[tuple[Entry, int]] = []
         preempted: tuple[str, ...] = ()
@@ -328,11 +315,7 @@ class Scheduler:
             self._transfers.update(result)
             self._measure_tiers(self._transfers)
             return []
-        self._division = None
-        flight = self._flights.pop(result.lane)
-        is_shared = result.lane in self._shared
-        self._shared.discard(result.lane)
-        assert flight.plan.step_id == result.step_id, f"step {result.step_id} is not the one in flight"
+        flight, is_shared = self._lanes.land(result)
         deltas: list[Delta] = []
         for entry, work in zip(flight.entries, flight.plan.works, strict=True):
             entry.lane = None
@@ -363,65 +346,6 @@ class Scheduler:
         return deltas
 
     # -- planning ------------------------------------------------------------------------------------------
-
-    def _divide(self, now: float) -> tuple[Demand, Division]:
-        """One division for all lanes that are planned together: else each could leave the work to another."""
-        if self._division is None:
-            demand = self._demand(now)
-            self._division = demand, self._phases.divide(demand)
-            self._last_division = self._division[1]
-        return self._division
-
-    def _demand(self, now: float) -> Demand:
-        """What there is to compute; see there."""
-        num_decodes = num_context = num_prefill = 0
-        oldest = now
-        tbt_s = ttft_s = inf
-        first: Entry | None = None
-        for entry in self._running:
-            request = entry.request
-            if entry.num_remaining == 1 and request.num_computed_tokens:
-                num_decodes += 1
-                num_context += request.num_computed_tokens
-                tbt_s = min(tbt_s, request.slo.tbt_s)
-            else:
-                first = first or entry
-                num_prefill += entry.num_remaining
-            if request.first_token_time is None:
-                oldest = min(oldest, request.arrival_time)
-                ttft_s = min(ttft_s, request.slo.ttft_s)
-        num_prefill += self._waiting.num_tokens
-        if first is None and self._waiting:
-            first = self._waiting.heads()[0]
-        return Demand(
-            now,
-            self.config.num_units,
-            num_decodes,
-            num_context,
-            num_prefill,
-            0 if first is None else first.num_remaining,
-            0 if first is None else first.request.num_computed_tokens,
-            now - oldest,
-            tbt_s,
-            ttft_s,
-        )
-
-    def _units(self, lane: str, division: Division, demand: Demand) -> int:
-        """How much of the machine a free lane may have now; 0 if it is to wait."""
-        in_use = {name: self._flights[name].plan.units for name in COMPUTING if name in self._flights}
-        everything = self.config.num_units
-        if lane == MIXED:
-            return everything if division.is_mixed and not in_use else 0
-        if MIXED in in_use:
-            return 0
-        if lane == PREFILL:
-            if division.is_mixed or in_use.get(DECODE, 0) > division.decode_units:
-                return 0
-            return division.prefill_units if demand.num_decodes else everything
-        if PREFILL not in in_use:
-            # With one step for both, decodes go alone only while a last step of prompts is awaited.
-            return 0 if division.is_mixed else everything
-        return division.decode_units if in_use[PREFILL] <= division.prefill_units else 0
 
     def _prefill(self, prefills: list[Entry], left: int, grants: list[tuple[Entry, int]], now: float) -> None:
         """Grant chunks of at most ``left`` tokens, to those that run and to newcomers."""
@@ -678,9 +602,7 @@ class Scheduler:
         works = tuple([work for _, work in ordered])
         plan = StepPlan(self._num_steps, lane, works, preempted, units=units)
         self._num_steps += 1
-        if self._flights:
-            self._shared.update(self._flights, (lane,))
-        self._flights[lane] = Flight(plan, [entry for entry, _ in ordered])
+        self._lanes.launch(plan, [entry for entry, _ in ordered])
         return plan
 
     def _work(self, entry: Entry, count: int) -> Work:
@@ -726,9 +648,11 @@ class Scheduler:
         if request.first_token_time is None:
             request.first_token_time = now
             self._tally.first_token(entry, now - request.arrival_time)
-            self._phases.answered(now - request.arrival_time, request.slo.ttft_s, now, is_first=True)
+            self._policies.phases.answered(now - request.arrival_time, request.slo.ttft_s, now, is_first=True)
         elif request.last_token_time is not None:
-            self._phases.answered(now - request.last_token_time, request.slo.tbt_s, now, is_first=False)
+            self._policies.phases.answered(
+                now - request.last_token_time, request.slo.tbt_s, now, is_first=False
+            )
         request.last_token_time = now
         reason, stop_reason = ending(request, token.token_id) or (None, None)
         if reason is not None:
@@ -847,17 +771,11 @@ class Scheduler:
         """How long a step took, for those who reckon with it."""
         if result.errors or not plan.works:
             return
-        chunks = [(len(work.token_ids), work.start) for work in plan.works if not work.is_decode]
-        num_tokens = sum(count for count, _ in chunks)
-        attended = sum(attended_pairs(count, start) for count, start in chunks)
-        num_decodes = len(plan.works) - len(chunks)
-        if self._policies.costs is not None:
-            self._policies.costs.observe_step(num_tokens, attended, num_decodes, result.duration)
-        context = sum(work.start for work in plan.works if work.is_decode)
-        seen = StepSeen(
-            plan.lane, plan.units, num_tokens, attended, num_decodes, context, result.duration, is_shared
-        )
-        self._phases.stepped(seen, result.start + result.duration)
+        seen = step_seen(plan, result.duration, is_shared=is_shared)
+        costs = self._policies.costs
+        if costs is not None:
+            costs.observe_step(seen.num_prefill, seen.num_pairs, seen.num_decodes, seen.seconds)
+        self._policies.phases.stepped(seen, result.start + result.duration)
 
     def _oldest_newcomer_wait(self) -> float:
         newcomers = [entry.request for entry in self._waiting if not entry.program.num_turns]
@@ -900,14 +818,14 @@ class Scheduler:
             tokens_by_origin=dict(self._tally.tokens),
             programs_kept=dict(self._retention.kept),
             keep_sources=dict(self._retention.sources),
-            policy_state=described(*self._policies.agents[1:], self._policies.costs, self._phases),
+            policy_state=described(*self._policies.agents[1:], self._policies.costs, self._policies.phases),
             oldest_newcomer_wait=self._oldest_newcomer_wait(),
             ttft_first=self._tally.ttft_first.read(),
             ttft_later=self._tally.ttft_later.read(),
             turn_preemptions=self._tally.preemptions.read(),
             agent_log_dropped=0 if self._observer is None else self._observer.num_dropped,
             tiers={} if self._transfers is None else self._transfers.counts(),
-            division=self._last_division,
+            division=self._lanes.division,
         )
 
     def check_integrity(self) -> None:
@@ -950,7 +868,7 @@ class Scheduler:
         lines += [
             f"in flight: step {flight.plan.step_id} of lane {lane}, "
             f"{len(flight.plan.works)} requests, {flight.plan.num_scheduled_tokens} tokens"
-            for lane, flight in self._flights.items()
+            for lane, flight in self._lanes.flights.items()
         ]
         if self._transfers is not None:
             lines.append(self._transfers.dump())

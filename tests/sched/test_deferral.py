@@ -110,5 +110,5 @@ def test_what_is_banned_under_a_constraint(crank) -> None:
 
 
 def work_step(crank) -> int:
-    (flight,) = crank.scheduler._flights.values()
+    (flight,) = crank.scheduler._lanes.flights.values()
     return flight.plan.step_id
