@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from braid.core.experts import ExpertLayout
 from braid.kernels import reference, tape
 from braid.kernels.loader import LibraryUnavailableError, open_library
 from braid.kernels.native import Native
@@ -178,7 +180,44 @@ def moe_ffn(
         y_TD = _NATIVE.moe_ffn(x_TD, expert_ids_Tk, expert_weights_Tk, gate_up_X2FD, down_XDF, act)
         if y_TD is not None:
             return y_TD
-    return reference.moe_ffn(x_TD, expert_ids_Tk, expert_weights_Tk, gate_up_X2FD, down_XDF, act=act)
+    pairs_PD = reference.moe_pairs(x_TD, expert_ids_Tk, gate_up_X2FD, down_XDF, act=act)
+    return combine_pairs(pairs_PD, expert_weights_Tk, x_TD.dtype)
+
+
+def expert_pairs(
+    x_TD: Tensor,
+    ids_Tk: Tensor,
+    arena_SB: Tensor,
+    slots_X: Tensor,
+    layout: ExpertLayout,
+    pairs_PD: Tensor,
+    *,
+    act: str = "silu",
+) -> None:
+    """What the experts that have a slot make of their tokens: a part of `moe_ffn`, with experts as records.
+
+    For every (token, choice) pair ``p = t * k + j`` whose expert ``e = ids[t, j]`` has ``slots[e] >= 0``, row p of
+    ``pairs`` becomes the down-projected output of expert e, not yet weighted. Other rows stay as they are. A row's bits
+    depend on x[t] and the record alone (on CPUs with bf16 products also on the number of the expert's tokens, where
+    that is large): not on which other experts are computed in the same call. Once all rows are filled, `combine_pairs`
+    gives what `moe_ffn` gives for experts of the same numbers, bit by bit.
+
+    Args:
+        ids_Tk: int64, experts' indices within the layer.
+        arena_SB: uint8, one record (`braid.core.experts.ExpertLayout`) per slot.
+        slots_X: int64, each expert's slot; negative: not to be computed now.
+        pairs_PD: float32 [T * k, D].
+        act: "silu" or "gelu_tanh".
+
+    Raises:
+        IndexError: an expert or a slot does not exist.
+    """
+    reference.expert_pairs(x_TD, ids_Tk, arena_SB, slots_X, layout, pairs_PD, act=act)
+
+
+def combine_pairs(pairs_PD: Tensor, weights_Tk: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each token's weighted sum [T, D] of its k rows, in the order of its choices; float32 until the end."""
+    return reference.combine_pairs(pairs_PD, weights_Tk, dtype)
 
 
 def argmax(logits_NV: Tensor) -> Tensor:

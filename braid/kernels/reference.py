@@ -5,12 +5,15 @@ Shape suffixes: see `braid.layers.batch`. L context length, R query heads per KV
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from braid.core.experts import ExpertLayout
 
 if TYPE_CHECKING:
     from braid.layers.batch import ForwardBatch
@@ -296,6 +299,91 @@ def paged_attention_mla(
     return out.squeeze(1).to(q_latent_THR.dtype)
 
 
+def expert_weights(record_B: Tensor, layout: ExpertLayout) -> tuple[Tensor, Tensor]:
+    """gate_up [2F, D] and down [D, F] of one expert's record (uint8); float32 if the record is quantised."""
+    parts = [record_B[offset : offset + size] for offset, size in layout.parts]
+    D, F = layout.hidden, layout.size
+    return _matrix(parts[0], parts[1], 2 * F, D, layout), _matrix(parts[2], parts[3], D, F, layout)
+
+
+def _matrix(numbers: Tensor, scales: Tensor, rows: int, columns: int, layout: ExpertLayout) -> Tensor:
+    if not layout.is_quantised:
+        return numbers.view(getattr(torch, layout.format)).view(rows, columns)
+    groups = columns // layout.group_of(columns)
+    if layout.format == "int8":
+        wide = numbers.view(torch.int8).float()
+    else:
+        halves = numbers.view(-1, 1, 16)
+        wide = torch.cat((halves & 15, halves >> 4), 1).float() - 8.0
+    # A product of so few bits is exact: the weights are the same numbers wherever they are made.
+    return (wide.view(rows, groups, -1) * scales.view(torch.bfloat16).float().view(rows, groups, 1)).flatten(
+        1
+    )
+
+
+def _fill_pairs(
+    x_TD: Tensor,
+    ids_Tk: Tensor,
+    pairs_PD: Tensor,
+    num_experts: int,
+    weights_of: Callable[[int], tuple[Tensor, Tensor] | None],
+    act: str,
+) -> None:
+    """Row ``t * k + j`` becomes what expert ``ids[t, j]`` makes of x[t], for experts that have weights."""
+    gated = {"silu": silu_mul, "gelu_tanh": gelu_tanh_mul}[act]
+    order = ids_Tk.flatten().argsort(stable=True)
+    counts = torch.bincount(ids_Tk.flatten(), minlength=num_experts).tolist()
+    if len(counts) > num_experts:
+        raise IndexError(f"expert {len(counts) - 1} does not exist; there are {num_experts}")
+    for expert, rows in enumerate(torch.split(order, counts)):
+        weights = weights_of(expert) if len(rows) else None
+        if weights is not None:
+            gate_up, down = (weight.to(x_TD.dtype) for weight in weights)
+            hidden = gated(linear(x_TD[rows // ids_Tk.shape[1]], gate_up))
+            pairs_PD[rows] = linear(hidden, down).float()
+
+
+def expert_pairs(
+    x_TD: Tensor,
+    ids_Tk: Tensor,
+    arena_SB: Tensor,
+    slots_X: Tensor,
+    layout: ExpertLayout,
+    pairs_PD: Tensor,
+    *,
+    act: str = "silu",
+) -> None:
+    """Fill the rows of (token, choice) pairs whose expert has a slot; see `braid.kernels.expert_pairs`.
+
+    Weights take part in the activations' dtype.
+    """
+    slots = slots_X.tolist()
+
+    def weights_of(expert: int) -> tuple[Tensor, Tensor] | None:
+        return expert_weights(arena_SB[slots[expert]], layout) if slots[expert] >= 0 else None
+
+    _fill_pairs(x_TD, ids_Tk, pairs_PD, len(slots), weights_of, act)
+
+
+def combine_pairs(pairs_PD: Tensor, weights_Tk: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weighted sum of each token's rows in the order of its choices, in float32 until the end."""
+    rows_TkD = pairs_PD.view(*weights_Tk.shape, -1)
+    total_TD = torch.zeros_like(rows_TkD[:, 0])
+    for choice in range(weights_Tk.shape[1]):
+        total_TD = rows_TkD[:, choice] * weights_Tk[:, choice, None] + total_TD
+    return total_TD.to(dtype)
+
+
+def moe_pairs(
+    x_TD: Tensor, expert_ids_Tk: Tensor, gate_up_X2FD: Tensor, down_XDF: Tensor, *, act: str = "silu"
+) -> Tensor:
+    """Each (token, choice) pair's row before weighting, float32 [T * k, D]."""
+    pairs_PD = x_TD.new_empty(expert_ids_Tk.numel(), x_TD.shape[1], dtype=torch.float32)
+    stacked = list(zip(gate_up_X2FD, down_XDF, strict=True))
+    _fill_pairs(x_TD, expert_ids_Tk, pairs_PD, len(stacked), stacked.__getitem__, act)
+    return pairs_PD
+
+
 def moe_ffn(
     x_TD: Tensor,
     expert_ids_Tk: Tensor,
@@ -305,28 +393,15 @@ def moe_ffn(
     *,
     act: str = "silu",
 ) -> Tensor:
-    """Sum of the chosen experts' gated MLPs, weighted, accumulated in float32.
+    """Sum of the chosen experts' gated MLPs, weighted, accumulated in float32 in the order of the choices.
 
     Args:
         expert_ids_Tk: int64, k different experts per token.
         expert_weights_Tk: float32.
         act: "silu" or "gelu_tanh".
     """
-    gated = {"silu": silu_mul, "gelu_tanh": gelu_tanh_mul}[act]
-    top_k = expert_ids_Tk.shape[1]
-    order = expert_ids_Tk.flatten().argsort(stable=True)
-    counts = torch.bincount(expert_ids_Tk.flatten(), minlength=len(gate_up_X2FD)).tolist()
-    tokens, weights = order // top_k, expert_weights_Tk.flatten()[order].unsqueeze(1)
-    out = torch.zeros(x_TD.shape, dtype=torch.float32, device=x_TD.device)
-    start = 0
-    for expert, count in enumerate(counts):
-        if count == 0:
-            continue
-        rows = slice(start, start + count)
-        hidden = gated(linear(x_TD[tokens[rows]], gate_up_X2FD[expert]))
-        out.index_add_(0, tokens[rows], linear(hidden, down_XDF[expert]) * weights[rows])
-        start += count
-    return out.to(x_TD.dtype)
+    pairs_PD = moe_pairs(x_TD, expert_ids_Tk, gate_up_X2FD, down_XDF, act=act)
+    return combine_pairs(pairs_PD, expert_weights_Tk, x_TD.dtype)
 
 
 def argmax(logits_NV: Tensor) -> Tensor:
