@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from braid.core.errors import CapacityError, InvalidParameterError
 from braid.core.spec import DTYPE_BYTES, MachineSpec, ModelSpec
+from braid.policy.experts.budget import ExpertDemand
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -27,8 +28,9 @@ HIDDEN_COPIES = 16
 class MemoryPlan:
     """Who gets how many bytes, and the limits that follow from it.
 
-    ``weight_bytes + kv_bytes + activation_bytes + overhead_bytes <= budget_bytes``, and
-    ``num_blocks * block_size >= max_model_len``. ``notes`` tells what was changed unasked.
+    ``weight_bytes + expert_bytes + kv_bytes + activation_bytes + overhead_bytes <= budget_bytes``, and
+    ``num_blocks * block_size >= max_model_len``. ``notes`` tells what was changed unasked. Experts are among the
+    weights unless they have slots of their own.
     """
 
     device: str
@@ -44,6 +46,9 @@ class MemoryPlan:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    num_expert_slots: int = 0
+    expert_bytes: int = 0
+    """Of the slots and of what experts without one go through."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -53,15 +58,20 @@ class MemoryPlan:
 
     @property
     def spare_bytes(self) -> int:
-        used = self.weight_bytes + self.kv_bytes + self.activation_bytes + self.overhead_bytes
-        return self.budget_bytes - used
+        used = self.weight_bytes + self.expert_bytes + self.kv_bytes + self.activation_bytes
+        return self.budget_bytes - used - self.overhead_bytes
 
     def lines(self) -> list[str]:
         """The reckoning as rows for people."""
         rows = [
             ("available", self.available_bytes, f"memory of the {self.device}"),
             ("budget", self.budget_bytes, f"{self.budget_bytes / max(1, self.available_bytes):.0%} of it"),
-            ("weights", self.weight_bytes, ""),
+            ("weights", self.weight_bytes, "without experts" if self.num_expert_slots else ""),
+            *(
+                [("experts", self.expert_bytes, f"{self.num_expert_slots} slots")]
+                if self.num_expert_slots
+                else []
+            ),
             ("activations", self.activation_bytes, f"{self.max_num_batched_tokens} tokens in one step"),
             ("runtime", self.overhead_bytes, ""),
             (
@@ -92,6 +102,9 @@ class _Room:
     activations: int
     overhead: int
     load_copy: int
+    experts: int = 0
+    """At least; of those that have slots of their own."""
+    hint: str = ""
 
     @property
     def device(self) -> str:
@@ -99,12 +112,13 @@ class _Room:
 
     @property
     def kv(self) -> int:
-        return self.budget - self.weights - self.activations - self.overhead
+        return self.budget - self.weights - self.experts - self.activations - self.overhead
 
     def reckoning(self) -> str:
         copy = f" + {human(self.load_copy)} to load them" if self.load_copy else ""
+        experts = f", {human(self.experts)} experts" if self.experts else ""
         return (
-            f"{human(self.weights)} weights{copy}, {human(self.activations)} activations, "
+            f"{human(self.weights)} weights{copy}{experts}, {human(self.activations)} activations, "
             f"{human(self.overhead)} runtime; {human(self.budget)} may be used of "
             f"{human(self.available)} available on the {self.device}"
         )
@@ -124,6 +138,7 @@ def fit(
     memory_fraction: float = 0.9,
     overhead_bytes: int = RUNTIME_BYTES,
     load_copy_bytes: int = 0,
+    experts: ExpertDemand | None = None,
 ) -> MemoryPlan:
     """Share the memory of the GPU if ``machine`` has one, else of the CPU.
 
@@ -133,6 +148,8 @@ def fit(
     Args:
         memory_fraction: of the available memory, what may be used at all. In (0, 1].
         load_copy_bytes: what loading needs beside the weights, before there is a KV store.
+        experts: those that have slots of their own, and a file for the others. Unless they were given a size they get
+            what KV leaves, and at least what one token uses.
 
     Raises:
         InvalidParameterError: a number is out of its range.
@@ -146,16 +163,19 @@ def fit(
         on_gpu=on_gpu,
         available=available,
         budget=int(available * memory_fraction),
-        weights=model.weight_bytes(dtype),
+        weights=model.weight_bytes(dtype) - (experts.parameters * DTYPE_BYTES[dtype] if experts else 0),
         activations=_activation_bytes(model, seqs, batched),
         overhead=overhead_bytes,
         load_copy=load_copy_bytes,
+        experts=experts.least_bytes() if experts else 0,
+        hint=_hint(model, experts),
     )
     block_bytes = block_size * model.kv_bytes_per_token(kv_dtype)
     context = max_model_len or model.max_model_len
     wanted = _kv_bytes(room, seqs * context, context, block_size, block_bytes, kv_cache_bytes, max_model_len)
     num_blocks = wanted // block_bytes
     context, notes = _context(room, context, num_blocks, block_size, block_bytes, max_model_len)
+    slots = experts.slots_in(room.experts + room.kv - num_blocks * block_bytes) if experts else 0
     return MemoryPlan(
         device=room.device,
         available_bytes=available,
@@ -170,8 +190,22 @@ def fit(
         max_model_len=context,
         max_num_seqs=seqs,
         max_num_batched_tokens=batched,
-        notes=notes,
+        num_expert_slots=slots,
+        expert_bytes=slots * experts.slot_bytes + experts.staging_bytes if experts else 0,
+        notes=(*notes, *(experts.notes(slots) if experts else ())),
     )
+
+
+def _hint(model: ModelSpec, experts: ExpertDemand | None) -> str:
+    """What else helps where the model does not fit."""
+    if experts is not None:
+        return "Use a smaller model, dtype or expert_memory."
+    if model.active_parameters < model.num_parameters:
+        return (
+            "Use a smaller model or dtype, or keep a part of its experts in memory and the others in a file: "
+            "--expert-memory auto, or a size such as --expert-memory 25%."
+        )
+    return "Use a smaller model or dtype."
 
 
 def _check(
@@ -231,7 +265,7 @@ def _kv_bytes(
 ) -> int:
     """Bytes for the KV store, never more than there is room for."""
     if room.kv < block_bytes or room.weights + room.load_copy + room.overhead > room.budget:
-        raise CapacityError(f"the model does not fit: {room.reckoning()}. Use a smaller model or dtype.")
+        raise CapacityError(f"the model does not fit: {room.reckoning()}. {room.hint}")
     if asked_bytes is not None:
         if asked_bytes > room.kv:
             raise CapacityError(

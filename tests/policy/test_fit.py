@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from braid.core.errors import CapacityError, InvalidParameterError
+from braid.core.experts import ExpertShape
 from braid.core.spec import MachineSpec, ModelSpec
+from braid.core.units import parse_amount
+from braid.policy.experts.budget import ExpertDemand
 from braid.policy.fit import GIB, MIB, MemoryPlan, fit
 
 
@@ -134,6 +138,53 @@ def test_wrong_numbers_are_named(param: str, value: object) -> None:
     with pytest.raises(InvalidParameterError) as caught:
         plan(SMOLLM2, 24 * GIB, **{param: value})
     assert repr(value) in str(caught.value) or param == "max_num_batched_tokens"
+
+
+A3B = replace(model(30_532_122_624, 40_960, 2 * 48 * 4 * 128, hidden=2048), active_parameters=3_353_032_704)
+INT4 = ExpertDemand(
+    shape=ExpertShape(layers=48, per_layer=128, top_k=8),
+    parameters=6144 * 4_718_592,
+    slot_bytes=2_433_024,
+    num_staging=16,
+    asked=parse_amount("auto", "expert_memory"),
+)
+
+
+def test_a_model_of_experts_that_does_not_fit_hears_of_the_option() -> None:
+    with pytest.raises(CapacityError, match="--expert-memory"):
+        plan(A3B, 16 * GIB)
+    with pytest.raises(CapacityError, match="Use a smaller model or dtype"):
+        plan(LLAMA_8B, 8 * GIB)
+
+
+def test_experts_take_what_was_asked_and_the_rest_is_for_kv() -> None:
+    got = plan(A3B, 16 * GIB, experts=replace(INT4, asked=parse_amount("25%", "expert_memory")))
+    assert got.num_expert_slots == 1536
+    assert got.expert_bytes == (1536 + 16) * 2_433_024
+    assert got.weight_bytes == 2 * (A3B.num_parameters - INT4.parameters)
+    assert got.kv_bytes >= 3.9 * GIB
+    assert got.spare_bytes >= 0
+    assert any(line.startswith("experts") and "1536 slots" in line for line in got.lines())
+
+
+def test_unasked_experts_take_what_kv_leaves() -> None:
+    got = plan(A3B, 16 * GIB, experts=INT4)
+    assert got.kv_bytes >= 3.9 * GIB, "its quarter"
+    assert 384 < got.num_expert_slots < 6144
+    assert 0 <= got.spare_bytes < 2_433_024
+    assert plan(A3B, 64 * GIB, experts=INT4).num_expert_slots == 6144
+
+
+def test_kv_leaves_a_cycle_of_experts() -> None:
+    got = plan(A3B, 6 * GIB, experts=INT4)
+    assert got.num_expert_slots >= 384
+    with pytest.raises(CapacityError, match=r"928.1 MiB experts.*expert_memory"):
+        plan(A3B, 4 * GIB, experts=INT4)
+
+
+def test_experts_that_do_not_fit_are_refused_with_the_numbers() -> None:
+    with pytest.raises(CapacityError, match=r"13\.96 GiB experts.*smaller model, dtype or expert_memory"):
+        plan(A3B, 16 * GIB, experts=replace(INT4, asked=parse_amount("100%", "expert_memory")))
 
 
 def plan_or_refusal(*args: Any, **options: Any) -> MemoryPlan | str:

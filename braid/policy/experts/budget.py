@@ -1,0 +1,86 @@
+"""How many experts may stay in memory: from what was asked to slots. Pure reckoning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from braid.core.errors import InvalidParameterError
+from braid.core.experts import ExpertShape
+from braid.core.units import Amount
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertDemand:
+    """What a model's routed experts want of memory.
+
+    Args:
+        parameters: of all of them; the rest of the model is resident anyway.
+        slot_bytes: of one expert's record, the same in the file and in memory.
+        num_staging: slots beside, through which experts go that get none of their own.
+        asked: what the user said.
+    """
+
+    shape: ExpertShape
+    parameters: int
+    slot_bytes: int
+    num_staging: int
+    asked: Amount
+
+    @property
+    def all_bytes(self) -> int:
+        return self.shape.total * self.slot_bytes
+
+    @property
+    def staging_bytes(self) -> int:
+        return self.num_staging * self.slot_bytes
+
+    def asked_slots(self) -> int | None:
+        """At most all; None where the machine decides.
+
+        Raises:
+            InvalidParameterError: not one expert fits.
+        """
+        num_bytes = self.asked.of(self.all_bytes)
+        if num_bytes is None:
+            return None
+        if num_bytes < self.slot_bytes:
+            share = "" if self.asked.share is None else f" ({self.asked.share:.3g} of all)"
+            raise InvalidParameterError(
+                f"expert_memory is {num_bytes} bytes{share}, but one expert takes {self.slot_bytes}",
+                param="expert_memory",
+            )
+        return min(num_bytes // self.slot_bytes, self.shape.total)
+
+    def least_bytes(self) -> int:
+        """What is set aside before anything else is reckoned: what was asked, or the experts of one token."""
+        slots = self.asked_slots()
+        return self.staging_bytes + self.slot_bytes * (self.shape.cycle if slots is None else slots)
+
+    def slots_in(self, num_bytes: int) -> int:
+        """Slots that so many bytes hold beside the staging, where ``least_bytes`` are among them."""
+        slots = self.asked_slots()
+        if slots is not None:
+            return slots
+        return min((num_bytes - self.staging_bytes) // self.slot_bytes, self.shape.total)
+
+    def notes(self, num_slots: int) -> list[str]:
+        """What a user should know of so many slots."""
+        asked = self.asked.of(self.all_bytes)
+        notes = []
+        if asked is not None and asked > self.all_bytes:
+            notes.append(
+                f"expert_memory is {_mb(asked)}, more than all experts need: {_mb(self.all_bytes)} are taken"
+            )
+        cycle = self.shape.cycle
+        if num_slots < cycle:
+            notes.append(
+                f"expert_memory holds {num_slots} experts, fewer than the {cycle} that one token uses (a cycle): "
+                f"each token of a request alone reads at least {_mb((cycle - num_slots) * self.slot_bytes)} from the "
+                f"file; {_mb(cycle * self.slot_bytes)} hold a cycle"
+            )
+        return notes
+
+
+def _mb(count: int) -> str:
+    """Decimal, as disks are measured."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
