@@ -6,7 +6,7 @@ list.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import NamedTuple, Protocol
 
 
@@ -30,12 +30,17 @@ class Routed(NamedTuple):
 class ExpertCache(Protocol):
     """Which expert goes when another needs its slot. Pure: it is told everything, and work is O(log n) per expert told.
 
-    The holder calls ``routed`` once per layer and step, before any ``victim`` for that layer, and ``admitted`` and
-    ``evicted`` as slots change hands.
+    Who holds the slots (`braid.policy.experts.slots.SlotTable`) calls ``routed`` once per layer and step, before any
+    ``victim`` for that layer, and ``admitted`` and ``evicted`` as slots change hands.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def scope(self) -> str:
+        """``global``: all layers share the slots; ``layer``: each has an equal part."""
+        ...
 
     def routed(self, routed: Routed) -> None:
         """A layer's router has chosen."""
@@ -49,11 +54,10 @@ class ExpertCache(Protocol):
         """It has none any more."""
         ...
 
-    def victim(self, expert: int, kept: Collection[int]) -> int | None:
-        """Who makes room for ``expert``: one that was admitted and is not in ``kept`` (in use, or a layer's floor).
+    def victim(self, kept: Container[int], layers: Collection[int]) -> int | None:
+        """Who is missed least among the admitted of these layers, without those of ``kept`` (in use).
 
-        None if nobody may go, or if each is worth more than ``expert``: it is then computed from the staging ring
-        without being admitted (bypass).
+        None if there is nobody. Whether the newcomer is worth it is for the caller to judge, by ``worth``.
         """
         ...
 
