@@ -12,12 +12,12 @@ queued: the holder asks again whenever the link is idle, so a demanded expert wa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from braid.core.experts import ExpertShape
 from braid.policy.experts.dispatch import gain, plan
-from braid.policy.experts.policy import Activated, ExpertTimes
+from braid.policy.experts.policy import Activated, ExpertCache, ExpertTimes
 from braid.policy.experts.trial import Trial
 
 MAX_DISTANCE = 3
@@ -40,22 +40,24 @@ WEIGHED = 2
 
 
 class Residency(Protocol):
-    """What a prefetcher may ask of whoever holds the experts."""
+    """What a prefetcher asks of whoever holds the experts; `braid.policy.experts.slots.SlotTable` is one."""
 
-    def holds(self, expert: int) -> bool:
-        """It is in fast memory, or on its way."""
+    @property
+    def shape(self) -> ExpertShape: ...
+
+    @property
+    def cache(self) -> ExpertCache: ...
+
+    def slot_of(self, expert: int) -> int:
+        """-1 where it is neither in fast memory nor on its way."""
         ...
 
-    def has_room(self) -> bool:
-        """A slot is free."""
+    def has_room(self, expert: int) -> bool:
+        """Nobody would have to go for it."""
         ...
 
-    def victim(self, expert: int, kept: Collection[int]) -> int | None:
-        """Who would make room for ``expert``; None if nobody may go, or all are worth more. Changes nothing."""
-        ...
-
-    def worth(self, expert: int) -> float:
-        """As `braid.policy.experts.policy.ExpertCache` says it."""
+    def victim_of(self, expert: int) -> int | None:
+        """Who would have to go; None if nobody may. Changes nothing."""
         ...
 
 
@@ -81,10 +83,17 @@ class _Foretold(NamedTuple):
 
 
 class Prefetcher:
-    """Pure: it is told of every prediction, routing, outcome and step, and asked when the link is idle.
+    """Pure: it is told of every prediction, routing, landing and step, and asked when the link is idle.
 
-    Per layer the holder calls ``routed`` as soon as the router has chosen, then, if ``wants_predictions``,
-    ``predicted`` for later layers, and ``next`` whenever the link is idle; per step ``step_took``.
+    The course of one layer's step::
+
+        prefetcher.routed(layer, loads, num_missing)     # before the table's ``use``
+        if prefetcher.is_on: prefetcher.predicted(layer + d, d, loads, scores, seconds)      # d in ``distances``
+        found = prefetcher.next(times, link_idle=...)    # whenever no demanded read is under way or waits
+        load = table.prefetch(found.expert)              # read it; where it is None: prefetcher.landed(found.expert)
+        prefetcher.landed(found.expert)                  # its read has ended, well, badly or cancelled
+
+    and ``step_took`` after each step of all layers.
 
     Args:
         residency: who is held. Another may take its place at any time (``prefetcher.residency = ...``).
@@ -92,11 +101,10 @@ class Prefetcher:
             (`braid.policy.experts.trial.Trial`).
     """
 
-    def __init__(self, shape: ExpertShape, residency: Residency, *, mode: str = "auto") -> None:
+    def __init__(self, residency: Residency, *, mode: str = "auto") -> None:
         self.residency = residency
         self.trial = Trial(mode)
-        self.outcomes = {"useful": 0, "late": 0, "wasted": 0}
-        self._shape = shape
+        self._layers = residency.shape.layers
         self._layer = -1
         self._foretold: dict[int, _Foretold] = {}
         self._in_flight: int | None = None
@@ -115,8 +123,8 @@ class Prefetcher:
         self._num_routed = 0
 
     @property
-    def wants_predictions(self) -> bool:
-        """Whether later layers' routers need be asked at present."""
+    def is_on(self) -> bool:
+        """Whether later layers' routers need be asked at present; changes between steps only."""
         return self.trial.is_on
 
     @property
@@ -155,19 +163,12 @@ class Prefetcher:
             scores: mean over the rows, by id; the higher is fetched first of experts that gain as much.
             seconds: that it took to find out.
         """
-        missing = frozenset(expert for expert in loads if not self.residency.holds(expert))
+        missing = frozenset(expert for expert in loads if not self._holds(expert))
         self._foretold[layer] = _Foretold(min(distance, MAX_DISTANCE), loads, scores or {}, missing)
         self._predict_s.add(seconds / max(1, len(missing)))
 
-    def outcome(self, expert: int, outcome: str) -> None:
-        """What became of a prefetched expert, once for each: it was there when it was needed (``useful``), on its way
-        (``late``), or it went without having been used, or was cancelled (``wasted``)."""
-        self.outcomes[outcome] += 1
-        if outcome != "useful":
-            self.landed(expert)
-
     def landed(self, expert: int) -> None:
-        """Its transfer has ended: the next may begin."""
+        """Its transfer has ended, well, badly or not at all: the next may begin."""
         if self._in_flight == expert:
             self._in_flight = None
 
@@ -183,7 +184,7 @@ class Prefetcher:
     # -- what it decides -----------------------------------------------------------------------------------
 
     def next(self, times: ExpertTimes, *, link_idle: bool) -> Prefetch | None:
-        """What to read now, if anything. Whoever is returned counts as in flight until ``landed`` or ``outcome``."""
+        """What to read now, if anything. Whoever is returned counts as in flight until ``landed``."""
         if not link_idle or self._in_flight is not None or not self.trial.is_on:
             return None
         best: Prefetch | None = None
@@ -208,15 +209,14 @@ class Prefetcher:
             **{f"precision_{distance}": self.precision(distance) for distance in self.distances},
             "missed_again": self._regret.value,
             "layers_with_misses": self._bursts.value,
-            **self.outcomes,
         }
 
     def _gains(self, layer: int, told: _Foretold, times: ExpertTimes) -> list[tuple[int, float]]:
         """Of the missing experts that are foretold to have the largest loads. Those of one load gain the same."""
-        missing = [expert for expert in told.loads if not self.residency.holds(expert)]
+        missing = [expert for expert in told.loads if not self._holds(expert)]
         if not missing or layer <= self._layer:
             return []
-        lead_s = (layer - self._layer) * self._step_s.value / self._shape.layers
+        lead_s = (layer - self._layer) * self._step_s.value / self._layers
         ready_s = max(0.0, times.link_busy_s - lead_s)
         absent = frozenset(missing)
         needed = [
@@ -237,21 +237,20 @@ class Prefetcher:
         value_s = precision * gain_s - self._delay_s(times) - self._predict_s.value
         if value_s <= 0:
             return None
-        if self.residency.has_room():
+        if self.residency.has_room(expert):
             return Prefetch(expert, None, value_s)
-        victim = self.residency.victim(expert, self._kept())
-        if victim is None:
+        victim = self.residency.victim_of(expert)
+        if victim is None or any(victim in told.loads for told in self._foretold.values()):
             return None
         value_s -= self._loss_s(victim, precision, times)
         return Prefetch(expert, victim, value_s) if value_s > 0 else None
 
-    def _kept(self) -> frozenset[int]:
-        """Whoever is foretold goes for nobody else."""
-        return frozenset(expert for told in self._foretold.values() for expert in told.loads)
+    def _holds(self, expert: int) -> bool:
+        return self.residency.slot_of(expert) >= 0
 
     def _delay_s(self, times: ExpertTimes) -> float:
         """Expected, of the first layer that misses something while the transfer lasts."""
-        layer_s = self._step_s.value / self._shape.layers
+        layer_s = self._step_s.value / self._layers
         missing = self._bursts.value
         if layer_s <= 0:
             return missing * times.link_busy_s
@@ -265,7 +264,7 @@ class Prefetcher:
     def _loss_s(self, victim: int, precision: float, times: ExpertTimes) -> float:
         """Where the prediction is right, somebody would have gone anyway, a moment later; else a miss may follow."""
         mean = self._worth.value
-        relative = min(MOST_WORTH, self.residency.worth(victim) / mean) if mean > 0 else 1.0
+        relative = min(MOST_WORTH, self.residency.cache.worth(victim) / mean) if mean > 0 else 1.0
         missed = min(1.0, self._regret.value * relative)
         alone = Activated(victim, 1, None)
         miss_s = plan([alone], times).makespan_s - plan([alone._replace(ready_s=0.0)], times).makespan_s
@@ -274,8 +273,8 @@ class Prefetcher:
     def _begin(self, prefetch: Prefetch) -> None:
         self._in_flight = prefetch.expert
         if prefetch.victim is not None:
-            self._worth.add(max(0.0, self.residency.worth(prefetch.victim)))
-            self._gone[prefetch.victim] = self._num_routed + HORIZON * self._shape.layers
+            self._worth.add(max(0.0, self.residency.cache.worth(prefetch.victim)))
+            self._gone[prefetch.victim] = self._num_routed + HORIZON * self._layers
 
     def _check(self, told: _Foretold, loads: Mapping[int, int]) -> None:
         place = told.distance - 1

@@ -12,7 +12,7 @@ The course of one layer's step::
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -232,14 +232,31 @@ class SlotTable:
             _less(self._kept, expert)
         self._settle()
 
-    def prefetch(self, expert: int) -> Load | None:
+    def holds(self, expert: int) -> bool:
+        """It has a slot, ready or loading."""
+        return self.slot_of(expert) != ABSENT
+
+    def has_room(self) -> bool:
+        """A slot is free."""
+        return bool(self._free)
+
+    def victim(self, expert: int, kept: Collection[int] = ()) -> int | None:
+        """Who would go if ``expert`` were prefetched into full slots; changes nothing."""
+        return self._victim(self.shape.layer_of(expert), kept)
+
+    def worth(self, expert: int) -> float:
+        """As the cache says it."""
+        return self.cache.worth(expert)
+
+    def prefetch(self, expert: int, kept: Collection[int] = ()) -> Load | None:
         """Room for an expert that nobody wants yet; None if it is there, or loading, or nobody may go for it.
 
         Whether it is worth its victim is for whoever prefetches to know. It stays until its layer's next step at least.
+        Nobody of ``kept`` goes for it.
         """
-        if self.slot_of(expert) != ABSENT:
+        if self.holds(expert):
             return None
-        load = self._place(expert, must=True)
+        load = self._place(expert, must=True, kept=kept)
         if load is not None:
             self.evictions.by_prefetch += load.evicted is not None
             self.prefetches.started += 1
@@ -248,6 +265,15 @@ class SlotTable:
             self._shielded[self.shape.layer_of(expert)].add(expert)
             self._kept[expert] += 1
         return load
+
+    def has_room(self, expert: int) -> bool:
+        """Nobody would have to go for it."""
+        layer = self.shape.layer_of(expert)
+        return bool(self._free) and self._held[layer] < self._limits[layer]
+
+    def victim_of(self, expert: int) -> int | None:
+        """Who would go for it if it were prefetched now, where there is no room; None if nobody may."""
+        return self._victim(expert, self.shape.layer_of(expert), True)
 
     def loaded(self, expert: int) -> None:
         """Its slot holds it, checked: it may be computed with."""
@@ -361,7 +387,7 @@ class SlotTable:
     def _place(self, expert: int, *, must: bool) -> Load | None:
         layer = self.shape.layer_of(expert)
         evicted = None
-        if not self._free or self._held[layer] >= self._limits[layer]:
+        if not self.has_room(expert):
             evicted = self._victim(expert, layer, must)
             if evicted is None:
                 return None
@@ -373,15 +399,16 @@ class SlotTable:
         self.cache.admitted(expert)
         return Load(expert, slot, evicted)
 
-    def _victim(self, expert: int, layer: int, must: bool) -> int | None:
+    def _pays(self, expert: int, victim: int) -> bool:
+        return not self._bypass or self.cache.worth(victim) <= self.cache.worth(expert)
+
+    def _victim(self, layer: int, kept: Collection[int]) -> int | None:
+        """Of this layer, or of another that has more than its floor."""
+        spared = _Either(self._kept, kept) if kept else self._kept
         if self._per_layer:
-            found = self.cache.victim(self._kept, (layer,))
-        else:
-            layers = self._open if layer in self._open else {*self._open, layer}
-            found = self.cache.victim(self._kept, layers)
-        if found is None or must or not self._bypass:
-            return found
-        return None if self.cache.worth(found) > self.cache.worth(expert) else found
+            return self.cache.victim(spared, (layer,))
+        layers = self._open if layer in self._open else {*self._open, layer}
+        return self.cache.victim(spared, layers)
 
     def _evict(self, expert: int) -> None:
         slot, self.slots[expert] = self.slots[expert], ABSENT
@@ -436,6 +463,16 @@ class SlotTable:
         if slot in self._news:
             self._news.remove(slot)
         return slot
+
+
+class _Either(NamedTuple):
+    """In one or the other."""
+
+    kept: Container[int]
+    also: Container[int]
+
+    def __contains__(self, expert: object) -> bool:
+        return expert in self.kept or expert in self.also
 
 
 def _less(counter: Counter[int], expert: int) -> None:
