@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from braid.cli.top_data import History, Scrape, buckets
+from braid.cli.top_experts import EXPERT_LINES, experts
 from braid.cli.top_parts import Part, bar, clock, legend, pairs, panel, row, seconds, spark
 from braid.cli.top_programs import RETENTION_LINES, programs, retention
 
@@ -35,13 +36,17 @@ def frame(history: History, url: str, console: Console, problem: str | None = No
         return Group(_head(None, url, problem), Text(), Text(f"  {problem or 'asking ...'}", style="yellow"))
     upper = row(_requests(history), _blocks(history, _inner(console)))
     lower = row(_tokens(history, _inner(console)), _latency(history))
-    more = retention(history.now, _inner(console)) if console.height >= _TALL else None
+    is_tall = console.height >= _TALL
+    stored = experts(history, _inner(console), is_tall=is_tall)
+    more = retention(history.now, _inner(console)) if is_tall else None
     rows = console.height - _FIXED_LINES - (problem is not None) - (RETENTION_LINES if more else 0)
+    rows -= EXPERT_LINES[is_tall] if stored else 0
     warning = (
         [] if problem is None else [Text(f" {problem}", style="yellow", no_wrap=True, overflow="ellipsis")]
     )
     known = programs(history, max(_FEWEST_PROGRAMS, rows), console.width)
-    return Group(_head(history.now, url, problem), *warning, upper, lower, *([more] if more else []), known)
+    optional = [part for part in (stored, more) if part is not None]
+    return Group(_head(history.now, url, problem), *warning, upper, lower, *optional, known)
 
 
 def _inner(console: Console) -> int:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from braid.core.experts import ExpertStats
 from braid.core.metrics import EMPTY_HISTOGRAM, Histogram
 from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb, RetainIntent
 from braid.core.request import NO_SLO, Delta, Slo
@@ -60,6 +61,9 @@ class EngineInfo:
     """What gives lanes their shares."""
     agent_policy: str = "lru"
     """How programs are ordered, admitted and kept."""
+    experts: Mapping[str, str] = field(default_factory=dict)
+    """How experts are held that have a file: ``policy``, ``scope``, ``format``, ``prefetch``; empty where all are in
+    memory, or there are none."""
     acts_on: tuple[str, ...] = ("lease_s", "verbs")
     """Fields of ``RetainIntent`` that make a difference under this policy."""
 
@@ -132,6 +136,8 @@ class EngineStats:
     """How the phases share the machine since the last step was planned."""
     lanes: Mapping[str, LaneStats] = field(default_factory=dict)
     """``mixed``, ``prefill`` and ``decode``, as far as the engine has them."""
+    experts: ExpertStats | None = None
+    """Of the store of experts; None where all experts are in memory, or there are none."""
 
 
 class EngineClient(Protocol):

@@ -106,6 +106,50 @@ braid_lane_busy_seconds_total{{lane="decode"}} {decode}
     assert "mixed ×" not in shown
 
 
+EXPERTS = """
+braid_experts{{}} 6144.0
+braid_expert_slots{{}} 1536.0
+braid_experts_resident{{layer="0"}} 30.0
+braid_experts_resident{{layer="1"}} 2.0
+braid_expert_uses_total{{layer="0",outcome="hit"}} {hits}
+braid_expert_uses_total{{layer="1",outcome="hit"}} 10.0
+braid_expert_uses_total{{layer="0",outcome="miss"}} {misses}
+braid_expert_read_bytes_total{{cause="demand"}} {bytes}
+braid_expert_prefetches_total{{fate="useful"}} 4.0
+braid_expert_prefetches_total{{fate="late"}} 1.0
+braid_expert_stall_seconds_total{{}} {stall}
+braid_expert_link_busy_seconds_total{{}} {link}
+braid_lane_busy_seconds_total{{lane="mixed"}} {busy}
+"""
+
+
+def with_experts() -> History:
+    known = History()
+    first = EXPERTS.format(hits=5.0, misses=1.0, bytes=1e9, stall=1.0, link=1.0, busy=10.0)
+    known.add(parse(text(100) + first, 0.0))
+    second = EXPERTS.format(hits=80.0, misses=26.0, bytes=4e9, stall=1.5, link=2.5, busy=12.0)
+    known.add(parse(text(300) + second, 2.0))
+    return known
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_experts_show_what_is_in_memory_and_what_waits(size: tuple[int, int]) -> None:
+    lines = shown(with_experts(), *size).splitlines()
+    assert len(lines) <= size[1]
+    whole = "\n".join(lines)
+    for words in (
+        "experts 32 in 1,536 slots of 6,144 = 25%",
+        "hits 75%",
+        "stalled 25%",
+        "link 75%",
+        "1.50 GB/s",
+    ):
+        assert words in whole, words
+    assert ("demand 3,000" in whole) == (size[1] == 40)
+    assert "useful/late/wasted 4/1/0" in whole
+    assert "experts" not in shown(history(), *size)
+
+
 def test_parse() -> None:
     scrape = parse(text(), 1.0)
     assert scrape.value("admission_rejections_total") == 9

@@ -11,11 +11,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from braid.core.experts import ExpertStats, LayerUse
 from braid.core.metrics import Histogram
 from braid.core.program import Applied, Outcome
 from braid.core.request import NO_SLO, PhaseTimes, Slo
 from braid.engine.protocol import EngineInfo, EngineStats, LaneStats
 from braid.policy.phases.policy import Division
+from braid.server.observe.expert_metrics import expert_families
 from braid.server.observe.instruments import (
     LABELS,
     OTHER,
@@ -296,7 +298,12 @@ def metric_rows() -> list[MetricRow]:
     metrics.constrained("regex")
     metrics.turn_of("body")
     metrics.outcome(Outcome("min_s", Applied.APPLIED))
-    stats = EngineStats(policy_state={"eta": 0.0}, tiers={"disk": {}}, lanes={"mixed": LaneStats()})
+    stats = EngineStats(
+        policy_state={"eta": 0.0},
+        tiers={"disk": {}},
+        lanes={"mixed": LaneStats()},
+        experts=ExpertStats(layers=(LayerUse(0, 0, 0, 0),)),
+    )
     families = list(metrics.families(Gauges(True, 0, _NO_INFO, stats)))
     return sorted(_row(family) for family in families)
 
@@ -314,6 +321,7 @@ _NO_INFO = EngineInfo(
     block_size=0,
     kernels="",
     torch_version="",
+    experts={"policy": "", "scope": "", "format": "", "prefetch": ""},
 )
 
 
@@ -442,6 +450,9 @@ def _engine_families(read: Gauges, num_decoding: int, labels: Labels) -> Iterato
         policy = {"policy": read.info.agent_policy}
         yield info("agent_policy", "How programs are ordered, admitted and kept", policy, labels)
         phases = {"phases": read.info.phases, "partition": read.info.partition}
+        if read.info.experts:
+            help = "Which experts stay in memory, who decides that, and how they are stored"
+            yield info("expert_policy", help, dict(read.info.experts), labels)
         yield info("phases", "How prefill and decode share the machine, and what divides it", phases, labels)
     if read.stats is not None:
         yield from _stats_families(read.stats, num_decoding, labels)
@@ -531,6 +542,8 @@ def _stats_families(stats: EngineStats, num_decoding: int, labels: Labels) -> It
         yield totals(name, help, (label,), {(value,): count for value, count in by_value.items()}, labels)
     yield from _tier_families(stats.tiers, labels)
     yield from _lane_families(stats, labels)
+    if stats.experts is not None:
+        yield from expert_families(stats.experts, labels)
     state = bounded(stats.policy_state)
     yield gauges(
         "policy_state", "What the agent policy has learnt, by its own names", "quantity", state, labels

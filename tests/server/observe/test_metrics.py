@@ -6,6 +6,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from braid.core.experts import ExpertStats, LayerUse
 from braid.core.metrics import Histogram
 from braid.core.program import Applied, Outcome
 from braid.core.request import Delta, FinishReason, PhaseTimes
@@ -125,6 +126,35 @@ def test_what_becomes_of_programs() -> None:
     assert values["braid_kv_tier_blocks_total stored disk"] == 30
     assert values["braid_kv_tier_blocks_total failed disk"] == 1
     assert len([name for name in values if name.startswith("braid_policy_state")]) == 64
+
+
+def test_experts() -> None:
+    assert not [name for name in read(ServerMetrics("tiny"), EngineStats()) if "expert" in name]
+    experts = ExpertStats(
+        total=64,
+        slots=16,
+        slot_bytes=4096,
+        cycle=8,
+        layers=(LayerUse(3, 20, 4, 1), LayerUse(13, 0, 0, 0)),
+        bytes_by_cause={"demand": 20480, "prefetch": 4096},
+        prefetched={"useful": 1},
+        stall_s=0.5,
+        link_busy_s=2.5,
+        failed_reads=3,
+    )
+    assert experts.resident == 16
+    values = read(ServerMetrics("tiny"), EngineStats(experts=experts))
+    assert (values["braid_experts"], values["braid_expert_slots"]) == (64, 16)
+    assert (values["braid_expert_slot_bytes"], values["braid_expert_cycle"]) == (4096, 8)
+    assert (values["braid_experts_resident 0"], values["braid_experts_resident 1"]) == (3, 13)
+    assert values["braid_expert_uses_total 0 hit"] == 20
+    assert values["braid_expert_uses_total 0 bypass"] == 1
+    assert values["braid_expert_read_bytes_total demand"] == 20480
+    assert values["braid_expert_read_bytes_total prefill"] == 0
+    assert values["braid_expert_prefetches_total useful"] == 1
+    assert values["braid_expert_stall_seconds_total"] == 0.5
+    assert values["braid_expert_link_busy_seconds_total"] == 2.5
+    assert values["braid_expert_failed_reads_total"] == 3
 
 
 def test_without_an_engine() -> None:
