@@ -12,7 +12,7 @@ The course of one layer's step::
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -232,31 +232,14 @@ class SlotTable:
             _less(self._kept, expert)
         self._settle()
 
-    def holds(self, expert: int) -> bool:
-        """It has a slot, ready or loading."""
-        return self.slot_of(expert) != ABSENT
-
-    def has_room(self) -> bool:
-        """A slot is free."""
-        return bool(self._free)
-
-    def victim(self, expert: int, kept: Collection[int] = ()) -> int | None:
-        """Who would go if ``expert`` were prefetched into full slots; changes nothing."""
-        return self._victim(self.shape.layer_of(expert), kept)
-
-    def worth(self, expert: int) -> float:
-        """As the cache says it."""
-        return self.cache.worth(expert)
-
-    def prefetch(self, expert: int, kept: Collection[int] = ()) -> Load | None:
+    def prefetch(self, expert: int) -> Load | None:
         """Room for an expert that nobody wants yet; None if it is there, or loading, or nobody may go for it.
 
         Whether it is worth its victim is for whoever prefetches to know. It stays until its layer's next step at least.
-        Nobody of ``kept`` goes for it.
         """
-        if self.holds(expert):
+        if self.slot_of(expert) != ABSENT:
             return None
-        load = self._place(expert, must=True, kept=kept)
+        load = self._place(expert, must=True)
         if load is not None:
             self.evictions.by_prefetch += load.evicted is not None
             self.prefetches.started += 1
@@ -273,7 +256,7 @@ class SlotTable:
 
     def victim_of(self, expert: int) -> int | None:
         """Who would go for it if it were prefetched now, where there is no room; None if nobody may."""
-        return self._victim(expert, self.shape.layer_of(expert), True)
+        return self._victim(self.shape.layer_of(expert))
 
     def loaded(self, expert: int) -> None:
         """Its slot holds it, checked: it may be computed with."""
@@ -339,7 +322,7 @@ class SlotTable:
         )
         assert self._open == {layer for layer in held if held[layer] > self._floor}, "a floor is misjudged"
         kept = Counter(self._uses)
-        kept.update(self._loading)
+        kept.update(self._loading.keys())
         kept.update(expert for shielded in self._shielded for expert in shielded)
         assert kept == self._kept, "somebody is kept for no reason"
         assert self._unused <= where.keys(), "a prefetched expert is lost"
@@ -388,8 +371,8 @@ class SlotTable:
         layer = self.shape.layer_of(expert)
         evicted = None
         if not self.has_room(expert):
-            evicted = self._victim(expert, layer, must)
-            if evicted is None:
+            evicted = self._victim(layer)
+            if evicted is None or not (must or self._pays(expert, evicted)):
                 return None
             self._evict(evicted)
         slot = self._free.pop()
@@ -402,13 +385,12 @@ class SlotTable:
     def _pays(self, expert: int, victim: int) -> bool:
         return not self._bypass or self.cache.worth(victim) <= self.cache.worth(expert)
 
-    def _victim(self, layer: int, kept: Collection[int]) -> int | None:
+    def _victim(self, layer: int) -> int | None:
         """Of this layer, or of another that has more than its floor."""
-        spared = _Either(self._kept, kept) if kept else self._kept
         if self._per_layer:
-            return self.cache.victim(spared, (layer,))
+            return self.cache.victim(self._kept, (layer,))
         layers = self._open if layer in self._open else {*self._open, layer}
-        return self.cache.victim(spared, layers)
+        return self.cache.victim(self._kept, layers)
 
     def _evict(self, expert: int) -> None:
         slot, self.slots[expert] = self.slots[expert], ABSENT
@@ -463,16 +445,6 @@ class SlotTable:
         if slot in self._news:
             self._news.remove(slot)
         return slot
-
-
-class _Either(NamedTuple):
-    """In one or the other."""
-
-    kept: Container[int]
-    also: Container[int]
-
-    def __contains__(self, expert: object) -> bool:
-        return expert in self.kept or expert in self.also
 
 
 def _less(counter: Counter[int], expert: int) -> None:
