@@ -59,11 +59,13 @@ class ConvertedCache:
     Args:
         files: the GGUF parts it is made from.
         dtype: safetensors name of the matrices' type.
+        names: the tensors of it that are kept, where that is not all.
     """
 
-    def __init__(self, files: Sequence[Path], dtype: str) -> None:
+    def __init__(self, files: Sequence[Path], dtype: str, names: Sequence[str] | None = None) -> None:
         first = files[0].resolve()
-        place = hashlib.sha256(f"{first}\n{dtype}".encode()).hexdigest()[:16]
+        some = "" if names is None else "\n".join(("", *names))
+        place = hashlib.sha256(f"{first}\n{dtype}{some}".encode()).hexdigest()[:16]
         # The link's name: a downloaded file itself is named by its hash.
         self.path = converted_dir() / f"{files[0].stem[:80]}-{dtype.lower()}-{place}.safetensors"
         self._identity = json.dumps([CONVERTER_VERSION, dtype, [_identify(file) for file in files]])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from braid.checkpoint import gguf_file, safetensors_file
+from braid.checkpoint.expert_file import EXPERT_FILE, ExpertFile, open_experts
 from braid.checkpoint.gguf_config import synthesise
 from braid.checkpoint.gguf_file import GGUFMetadata
 from braid.checkpoint.gguf_names import map_tensors
@@ -31,6 +32,7 @@ class Checkpoint:
         generation_config: generation_config.json, empty where there is none.
         tensors: every tensor by its Hugging Face name.
         gguf: GGUF metadata (tokenizer and chat template among it); None for Hugging Face folders.
+        experts: the routed experts of a folder of ``braid convert``, which are not among its tensors; else None.
     """
 
     source: ModelSource
@@ -38,6 +40,7 @@ class Checkpoint:
     generation_config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
     gguf: GGUFMetadata | None
+    experts: ExpertFile | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -85,7 +88,15 @@ def _open_folder(source: ModelSource) -> Checkpoint:
                 raise CheckpointError(f"{file}: tensor {name!r} is also in {tensors[name].file.name}")
             tensors[name] = info
     _check_index(source, tensors)
-    return Checkpoint(source=source, config=config, generation_config=generation, tensors=tensors, gguf=None)
+    path = source.root / EXPERT_FILE
+    return Checkpoint(
+        source=source,
+        config=config,
+        generation_config=generation,
+        tensors=tensors,
+        gguf=None,
+        experts=open_experts(path) if path.exists() else None,
+    )
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
