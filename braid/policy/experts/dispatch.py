@@ -38,9 +38,12 @@ def plan(activated: Sequence[Activated], times: ExpertTimes, *, backlog_s: float
     if isinf(times.slow_s):
         return _arranged(_Layer(activated, times, backlog_s), frozenset(), "all-fetched")
     load = activated[0].load
+    for one in activated:
+        if one.load != load:
+            break
+    else:
+        return _even(activated, times, backlog_s)
     layer = _Layer(activated, times, backlog_s)
-    if all(one.load == load for one in activated):
-        return _even(layer)
     plans = [_arranged(layer, frozenset(one.expert for one in layer.missing), "all-slow")]
     if layer.missing:
         plans.append(_arranged(layer, frozenset(), "all-fetched"))
@@ -239,32 +242,58 @@ def _greedy(layer: _Layer) -> frozenset[int]:
     return frozenset(slow)
 
 
-def _even(layer: _Layer) -> DispatchPlan:
+def _even(activated: Sequence[Activated], times: ExpertTimes, backlog_s: float) -> DispatchPlan:
     """All loads are equal: the best number of experts on the slow side, those first that would come last."""
-    times = layer.times
-    load = next(iter(layer.needed.values())).load
+    load = activated[0].load
     cost, slow_cost = times.fast_s + times.fast_row_s * load, times.slow_s + times.slow_row_s * load
-    there = [*layer.held, *layer.coming]
+    missing = sorted([expert for expert, _, ready_s in activated if ready_s is None])
+    there = sorted([(ready_s, expert) for expert, _, ready_s in activated if ready_s is not None])
     ends = [0.0]
-    for one in there:
-        ends.append(max(ends[-1], one.ready_s or 0.0) + cost)
-    missing = len(layer.missing)
-    best, best_s = missing, inf
-    for count in (*range(missing, -1, -1), *range(missing + 1, len(layer.needed) + 1)):
+    end = 0.0
+    for ready_s, _ in there:
+        end = (ready_s if ready_s > end else end) + cost
+        ends.append(end)
+    num = len(missing)
+    best, best_s = num, max(end, times.slow_first_s + num * slow_cost if num else 0.0)
+    for count in range(num - 1, -1, -1):  # fewer there take longer on the fast side
         slow_s = times.slow_first_s + count * slow_cost if count else 0.0
-        if slow_s >= best_s:
-            continue
-        if count < missing:
-            fast_s = _fetched_s(ends[-1], missing - count, cost, slow_s, times, layer.backlog_s)
-        else:
-            fast_s = ends[len(there) - (count - missing)]
-        if max(fast_s, slow_s) < best_s:
+        if slow_s < best_s:
+            fast_s = _fetched_s(end, num - count, cost, slow_s, times, backlog_s)
+            if fast_s >= best_s:
+                break
             best, best_s = count, max(fast_s, slow_s)
-    slow = [one.expert for one in layer.missing[:best]]
-    if best > missing:
-        slow += [one.expert for one in there[missing - best :]]
-    name = {missing: "all-slow", 0: "all-fetched"}.get(best, "split")
-    return _arranged(layer, frozenset(slow), name)
+    for count in range(num + 1, len(activated) + 1):
+        slow_s = times.slow_first_s + count * slow_cost
+        if slow_s >= best_s:
+            break
+        if ends[num - count - 1] < best_s:
+            best, best_s = count, max(ends[num - count - 1], slow_s)
+    stay = len(there) - max(0, best - num)
+    fetch = tuple(missing[: max(0, num - best)])
+    slow = (*missing[len(fetch) :], *(expert for _, expert in there[stay:]))
+    name = "all-slow" if best == num else "all-fetched" if not best else "split"
+    fast = _merged(there[:stay], fetch, len(slow), slow_cost, times, backlog_s)
+    return DispatchPlan(fast, slow, fetch, best_s, name)
+
+
+def _merged(
+    there: Sequence[tuple[float, int]],
+    fetch: tuple[int, ...],
+    num_slow: int,
+    slow_cost: float,
+    times: ExpertTimes,
+    backlog_s: float,
+) -> tuple[int, ...]:
+    """What is there and what lands, in the order in which it is ready."""
+    fast = tuple([expert for _, expert in there])
+    if not fetch or not there or there[-1][0] <= backlog_s:
+        return fast + fetch
+    slow_s = times.slow_first_s + num_slow * slow_cost if num_slow else 0.0
+    ready, now = list(there), backlog_s
+    for expert in fetch:
+        now += times.link_busy_s if now < slow_s else times.link_s
+        ready.append((now, expert))
+    return tuple([expert for _, expert in sorted(ready)])
 
 
 def _fetched_s(

@@ -12,7 +12,7 @@ queued: the holder asks again whenever the link is idle, so a demanded expert wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
 
 from braid.core.experts import ExpertShape
@@ -75,7 +75,6 @@ class Prefetch(NamedTuple):
 
 
 class _Foretold(NamedTuple):
-    distance: int
     loads: Mapping[int, int]
     scores: Mapping[int, float]
     missing: frozenset[int]
@@ -106,7 +105,8 @@ class Prefetcher:
         self.trial = Trial(mode)
         self._layers = residency.shape.layers
         self._layer = -1
-        self._foretold: dict[int, _Foretold] = {}
+        self._foretold: dict[int, dict[int, _Foretold]] = {}
+        """By layer and by how many layers before it."""
         self._in_flight: int | None = None
         self._hits = [PRIOR * precision for precision in PRECISION]
         self._checked = [float(PRIOR)] * MAX_DISTANCE
@@ -143,9 +143,8 @@ class Prefetcher:
         self._layer = layer
         self._num_routed += 1
         self._bursts.add(float(num_missing > 0))
-        told = self._foretold.pop(layer, None)
-        if told is not None and told.missing:
-            self._check(told, loads)
+        for distance, told in self._foretold.pop(layer, {}).items():
+            self._check(distance, told.missing, loads)
         self._look_out(loads)
 
     def predicted(
@@ -159,12 +158,13 @@ class Prefetcher:
         """What ``layer``'s router says of the hidden state ``distance`` layers before it.
 
         Args:
+            distance: one of ``distances``.
             loads: rows by expert id, of those that it would choose.
             scores: mean over the rows, by id; the higher is fetched first of experts that gain as much.
             seconds: that it took to find out.
         """
         missing = frozenset(expert for expert in loads if not self._holds(expert))
-        self._foretold[layer] = _Foretold(min(distance, MAX_DISTANCE), loads, scores or {}, missing)
+        self._foretold.setdefault(layer, {})[distance] = _Foretold(loads, scores or {}, missing)
         self._predict_s.add(seconds / max(1, len(missing)))
 
     def landed(self, expert: int) -> None:
@@ -189,9 +189,11 @@ class Prefetcher:
             return None
         best: Prefetch | None = None
         best_score = 0.0
-        for layer, told in self._foretold.items():
+        for layer, by_distance in self._foretold.items():
+            distance = min(by_distance)
+            told = by_distance[distance]
             for expert, gain_s in self._gains(layer, told, times):
-                found = self._weighed(expert, told.distance, gain_s, times)
+                found = self._weighed(expert, distance, gain_s, times)
                 score = told.scores.get(expert, 0.0)
                 if found is not None and (
                     best is None or (found.value_s, score, -expert) > (best.value_s, best_score, -best.expert)
@@ -240,10 +242,13 @@ class Prefetcher:
         if self.residency.has_room(expert):
             return Prefetch(expert, None, value_s)
         victim = self.residency.victim_of(expert)
-        if victim is None or any(victim in told.loads for told in self._foretold.values()):
+        if victim is None or self._is_foretold(victim):
             return None
         value_s -= self._loss_s(victim, precision, times)
         return Prefetch(expert, victim, value_s) if value_s > 0 else None
+
+    def _is_foretold(self, expert: int) -> bool:
+        return any(expert in told.loads for found in self._foretold.values() for told in found.values())
 
     def _holds(self, expert: int) -> bool:
         return self.residency.slot_of(expert) >= 0
@@ -276,11 +281,11 @@ class Prefetcher:
             self._worth.add(max(0.0, self.residency.cache.worth(prefetch.victim)))
             self._gone[prefetch.victim] = self._num_routed + HORIZON * self._layers
 
-    def _check(self, told: _Foretold, loads: Mapping[int, int]) -> None:
-        place = told.distance - 1
-        fade = FADE ** len(told.missing)
-        self._hits[place] = self._hits[place] * fade + sum(expert in loads for expert in told.missing)
-        self._checked[place] = self._checked[place] * fade + len(told.missing)
+    def _check(self, distance: int, missing: Collection[int], loads: Mapping[int, int]) -> None:
+        place = distance - 1
+        fade = FADE ** len(missing)
+        self._hits[place] = self._hits[place] * fade + sum(expert in loads for expert in missing)
+        self._checked[place] = self._checked[place] * fade + len(missing)
 
     def _look_out(self, loads: Mapping[int, int]) -> None:
         """For those that went: whether they are missed before their time is over."""
