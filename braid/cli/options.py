@@ -22,6 +22,8 @@ from braid.core.config import (
 from braid.core.sampling import SamplingParams
 from braid.core.units import parse_bytes
 from braid.policy.agents.catalog import ABLATIONS, NAMES, unknown_policy
+from braid.policy.experts.catalog import NAMES as CACHES
+from braid.policy.experts.catalog import unknown_cache
 from braid.policy.phases.catalog import NAMES as PHASES
 
 ENGINE = Group("Engine options", sort_key=1)
@@ -207,7 +209,7 @@ class EngineOptions:
         Parameter(
             group=ENGINE,
             metavar="NAME",
-            help="Which experts stay in memory: lru, lfu, lfru, ewma, mrs, mrs-paper, static.",
+            help=f"Which experts stay in memory: {', '.join(CACHES)}.",
         ),
     ] = DEFAULT_EXPERT_CACHE
     expert_scope: Annotated[
@@ -227,6 +229,8 @@ class EngineOptions:
         """
         if self.agent_policy not in (*NAMES, *ABLATIONS):
             raise unknown_policy(self.agent_policy)
+        if self.expert_cache not in CACHES:
+            raise unknown_cache(self.expert_cache)
         return EngineConfig(model=model, **asdict(self))
 
 

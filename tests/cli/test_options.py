@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from braid.cli.app import main
 from braid.cli.options import EngineOptions, SamplingOptions, ServerOptions
 from braid.cli.serve import _server_config
 from braid.core.config import EngineConfig
@@ -36,6 +37,51 @@ def test_agent_policies_are_known_by_name() -> None:
         assert EngineOptions(agent_policy=name).config("m").agent_policy == name
     with pytest.raises(InvalidParameterError, match="'fifo'; choose one of lru, program-fcfs"):
         EngineOptions(agent_policy="fifo").config("m")
+
+
+def test_expert_caches_are_known_by_name() -> None:
+    for name in ("lru", "mrs", "static"):
+        assert EngineOptions(expert_cache=name).config("m").expert_cache == name
+    with pytest.raises(InvalidParameterError, match="'belady'; choose one of lru, lfu") as caught:
+        EngineOptions(expert_cache="belady").config("m")
+    assert caught.value.param == "expert_cache"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("expert_memory", "half", "'half'"),
+        ("expert_memory", "0%", "more than nothing"),
+        ("expert_format", "int3", "auto, float32, bfloat16, int8, int4"),
+        ("expert_scope", "model", "global, layer"),
+        ("expert_prefetch", "always", "off, on, auto"),
+        ("expert_cache", " ", "name of a policy"),
+    ],
+)
+def test_wrong_options_of_experts_are_named(option: str, value: str, words: str) -> None:
+    with pytest.raises(InvalidParameterError, match=words) as caught:
+        EngineConfig(**{option: value})
+    assert caught.value.param == option
+
+
+@pytest.mark.parametrize("source", ["flag", "environment", "file"])
+def test_memory_for_experts_from_everywhere(
+    source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A share is no number, and a number in a file is no text."""
+    seen: list[EngineConfig] = []
+    monkeypatch.setattr("braid.cli.serve.serve", lambda config, *rest: seen.append(config) or 0)
+    for value in ("25%", "6GiB", "auto", "4096"):
+        words = ["serve", "m"]
+        if source == "flag":
+            words += ["--expert-memory", value]
+        elif source == "environment":
+            monkeypatch.setenv("BRAID_EXPERT_MEMORY", value)
+        else:
+            (tmp_path / "braid.yaml").write_text(f"expert-memory: {value}\n")
+            words += ["--config", str(tmp_path / "braid.yaml")]
+        assert main(words) == 0
+        assert seen.pop().expert_memory == value
 
 
 def test_sampling_options_become_sampling_params() -> None:

@@ -71,3 +71,10 @@ def expert_cache(
             f"expert cache {name!r} is not known; choices: {', '.join(ALL_NAMES)}", param="policy"
         )
     return RankedCache(name, scope, shape, _LEARNERS[name](shape))
+
+
+def unknown_cache(name: str) -> InvalidParameterError:
+    """What to tell who asks a server for a cache that it cannot have."""
+    return InvalidParameterError(
+        f"unknown expert cache {name!r}; choose one of {', '.join(NAMES)}", param="expert_cache"
+    )
