@@ -33,12 +33,33 @@ class ScoreSpec(NamedTuple):
     num_top: int
 
 
+class Layers(NamedTuple):
+    """Layers ``[first, end)`` of ``num``, of works whose other layers belong to steps before and after.
+
+    ``carry`` is what the executor left after layer ``first - 1``, in ``StepResult.carried``; None before the first.
+    """
+
+    first: int
+    end: int
+    num: int
+    carry: object = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.end == self.num
+
+    @property
+    def share(self) -> float:
+        return (self.end - self.first) / self.num
+
+
 class Work(NamedTuple):
     """Tokens ``[start, start + len(token_ids))`` of one request, to be computed in one step.
 
     ``block_ids`` covers ``start + len(token_ids)`` tokens. ``sample`` is None while the prompt is not yet complete, and
     where no token is wanted. ``pooling`` asks for the last of the work's final hidden states (``last``) or for their
-    sum (``mean``).
+    sum (``mean``). With ``layers``, only these are computed; nothing is wanted of the tokens then but in the last, and
+    all works of a plan that have ``layers`` have the same.
     """
 
     request_id: str
@@ -48,6 +69,7 @@ class Work(NamedTuple):
     sample: SampleSpec | None
     score: ScoreSpec | None = None
     pooling: str | None = None
+    layers: Layers | None = None
 
     @property
     def is_decode(self) -> bool:
@@ -98,6 +120,7 @@ class StepResult(NamedTuple):
 
     ``exhausted`` are those of ``errors`` that found no memory: they may be sent again.
     ``deferred`` requests got no token for want of time; their last token is to be computed again.
+    ``carried`` is what the next layers of a work with ``layers`` begin with, for none but the executor.
     ``scores`` answers the works' ``score``, one entry per token weighed; ``pooled`` their ``pooling``.
     ``failed_moves`` are places among the plan's moves whose content did not arrive; ``broken_tiers`` are not to be used
     any more.
@@ -116,6 +139,7 @@ class StepResult(NamedTuple):
     exhausted: frozenset[str] = frozenset()
     failed_moves: frozenset[int] = frozenset()
     broken_tiers: frozenset[str] = frozenset()
+    carried: Mapping[str, object] = MappingProxyType({})
 
 
 class Executor(Protocol):

@@ -91,7 +91,7 @@ def build_engine(
     # What is unknown, or does not work here, is an error before anything is loaded.
     is_split = make_policies(config, has_lower=False).phases.is_split
     partition = pick_partition(config, device, needs_lanes=is_split)
-    limits = replace(limits, num_units=partition.num_units)
+    limits = replace(limits, num_units=partition.num_units, num_layers=spec.num_layers)
     model = build_model(checkpoint.config, dtype=dtype, device=device)
     load_weights(model, faults.over("load.weights", iter_weights(checkpoint, dtype, progress=progress)))
     model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,22 @@ class Block(nn.Module):
         return (x_TD if self.mlp_out_norm is None else self.mlp_out_norm(x_TD)), residual_TD
 
 
+@dataclass(slots=True, eq=False)
+class Passage:
+    """A batch on its way through the layers: ``layer`` is the next one.
+
+    Args:
+        x_TD, residual_TD: what the layers before left; their sum is the residual stream. None before the first.
+        turns: of the batch's positions.
+    """
+
+    x_TD: Tensor
+    residual_TD: Tensor | None
+    turns: Sequence[tuple[Tensor, Tensor]]
+    batch: ForwardBatch
+    layer: int = 0
+
+
 class CausalLM(nn.Module):
     """A decoder-only language model.
 
@@ -109,8 +126,37 @@ class CausalLM(nn.Module):
             kv: per layer, tensors [num_blocks, block_size, *shape] for the shapes in ``kv_shapes``, finite everywhere
                 (start them with zeros: what is masked is multiplied by 0, not skipped).
         """
+        return self.conclude(self.advance(self.begin(batch), kv, len(self.blocks)))
+
+    @torch.inference_mode()
+    def begin(self, batch: ForwardBatch) -> Passage:
+        """Before the first layer."""
         turns = self.turns(batch.positions_T, max(batch.context_lens))
-        return self.stack(self.embedding(batch.token_ids_T), turns, batch, kv)
+        return Passage(self.embedding(batch.token_ids_T), None, turns, batch)
+
+    @torch.inference_mode()
+    def resume(self, batch: ForwardBatch, x_TD: Tensor, residual_TD: Tensor, layer: int) -> Passage:
+        """Before ``layer``, with what the layers before left in another passage of the same tokens."""
+        turns = self.turns(batch.positions_T, max(batch.context_lens))
+        return Passage(x_TD, residual_TD, turns, batch, layer)
+
+    @torch.inference_mode()
+    def advance(self, passage: Passage, kv: Sequence[KV], end: int) -> Passage:
+        """Compute the layers up to ``end`` of the same passage; they write KV."""
+        x_TD, residual_TD = passage.x_TD, passage.residual_TD
+        for layer in range(passage.layer, end):
+            block = self.blocks[layer]
+            turn = passage.turns[int(block.rope)]  # type: ignore[arg-type]
+            x_TD, residual_TD = block(x_TD, residual_TD, turn, passage.batch, kv[layer])
+        passage.x_TD, passage.residual_TD, passage.layer = x_TD, residual_TD, end
+        return passage
+
+    @torch.inference_mode()
+    def conclude(self, passage: Passage) -> Tensor:
+        """Hidden states [T, D] after the last layer and the final norm."""
+        assert passage.layer == len(self.blocks), "not all layers are computed"
+        x_TD, residual_TD = passage.x_TD, passage.residual_TD
+        return self.norm(x_TD) if residual_TD is None else self.norm.add(x_TD, residual_TD)[0]
 
     def turns(self, positions_T: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
         """cos and sin [T, R/2] of each rotation at these positions, all below ``length``."""
@@ -120,11 +166,7 @@ class CausalLM(nn.Module):
         self, x_TD: Tensor, turns: Sequence[tuple[Tensor, Tensor]], batch: ForwardBatch, kv: Sequence[KV]
     ) -> Tensor:
         """The blocks and the final norm: the part of ``forward`` between the embedding and the head."""
-        residual_TD: Tensor | None = None
-        for block, layer_kv in zip(self.blocks, kv, strict=True):
-            turn = turns[int(block.rope)]  # type: ignore[arg-type]
-            x_TD, residual_TD = block(x_TD, residual_TD, turn, batch, layer_kv)
-        return self.norm(x_TD) if residual_TD is None else self.norm.add(x_TD, residual_TD)[0]
+        return self.conclude(self.advance(Passage(x_TD, None, turns, batch), kv, len(self.blocks)))
 
     @torch.inference_mode()
     def logits(self, hidden_ND: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from braid.core.faults import Faults
 from braid.core.request import TokenLogprobs
-from braid.core.step import SampledToken, SampleSpec, StepPlan, StepResult, Work
+from braid.core.step import Layers, SampledToken, SampleSpec, StepPlan, StepResult, Work
 from braid.models.decoder import CausalLM
 from braid.runner.batch import build_batch
 from braid.runner.constraint import Masks
@@ -77,14 +78,25 @@ class _Here(threading.local):
         self.times = RunnerTimes()
 
 
+class _Carry(NamedTuple):
+    """What some layers left of one work, for the layers after them."""
+
+    x_ND: Tensor
+    residual_ND: Tensor
+
+
 class _Forward(NamedTuple):
-    """What a forward pass left: hidden states, those rows of them that are sampled, and where the KV of each row is."""
+    """What a forward pass left: hidden states, those rows of them that are sampled, and where the KV of each row is.
+
+    After some layers only, ``hidden_TD`` is the residual stream, and ``carried`` by work what the others begin with.
+    """
 
     hidden_TD: Tensor
     sampling_ND: Tensor
     query_start: Sequence[int]
     slot_mapping_T: Tensor
     kernel_seconds: float
+    carried: Sequence[_Carry] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,7 @@ class _Outcome:
     scores: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
     pooled: dict[str, list[float]] = field(default_factory=dict)
     deferred: set[str] = field(default_factory=set)
+    carried: dict[str, object] = field(default_factory=dict)
 
 
 class Runner:
@@ -247,6 +260,7 @@ class Runner:
             pooled=outcome.pooled,
             deferred=frozenset(outcome.deferred),
             exhausted=frozenset(outcome.exhausted),
+            carried=outcome.carried,
         )
 
     def _count_layer(self, block: nn.Module, inputs: object, output: object) -> None:
@@ -274,6 +288,17 @@ class Runner:
         return outcome
 
     def _run(self, works: Sequence[Work], outcome: _Outcome, *, may_replay: bool) -> _Outcome:
+        """A forward pass of the works with layers, and one of the others, which are there for the tokens' sake."""
+        parts = [work for work in works if work.layers is not None]
+        whole = [work for work in works if work.layers is None] if parts else works
+        for together in (parts, whole):
+            if together:
+                self._run_pass(together, outcome, may_replay=may_replay, num_works=len(works))
+        return outcome
+
+    def _run_pass(
+        self, works: Sequence[Work], outcome: _Outcome, *, may_replay: bool, num_works: int
+    ) -> None:
         clock, times = time.perf_counter, self._here.times
         begin = clock()
         step = self._step_forward(works, may_replay)
@@ -284,16 +309,16 @@ class Runner:
         weighed = clock()
         masks: list[Tensor | None] | None = None
         if logits_NV is not None and any(spec.params.constraint is not None for _, spec in sampling):
-            logits_NV, sampling, masks = self._constrain(logits_NV, sampling, len(works), outcome)
+            logits_NV, sampling, masks = self._constrain(logits_NV, sampling, num_works, outcome)
         tokens, errors = self._choose(logits_NV, sampling, masks, self._row)
         outcome.tokens.update(tokens)
         outcome.errors.update(errors)
         outcome.errors.update(self._quarantine(works, step))
+        outcome.carried.update(zip((work.request_id for work in works), step.carried, strict=False))
         times.prepare += forwarded - begin - step.kernel_seconds
         times.kernels += step.kernel_seconds
         times.head += weighed - forwarded
         times.sample += clock() - weighed
-        return outcome
 
     def _constrain(
         self,
@@ -350,6 +375,8 @@ class Runner:
         return self._model.logits(hidden_ND)
 
     def _forward(self, works: Sequence[Work], may_replay: bool) -> _Forward:
+        if works[0].layers is not None:
+            return self._forward_part(works, works[0].layers)
         if may_replay and all(work.is_decode and work.sample is not None for work in works):
             replayed = self._replay.run(works)
             if replayed is not None:
@@ -361,6 +388,31 @@ class Runner:
         seconds = time.perf_counter() - begin
         sampling_ND = hidden_TD[batch.logit_rows]
         return _Forward(hidden_TD, sampling_ND, batch.query_start, batch.slot_mapping_T, seconds)
+
+    def _forward_part(self, works: Sequence[Work], layers: Layers) -> _Forward:
+        """Some layers of works that have the same."""
+        assert all(work.layers is not None and work.layers[:3] == layers[:3] for work in works)
+        batch = build_batch(works, self._kv.block_size, self._device)
+        begin = time.perf_counter()
+        if layers.first:
+            carried = [work.layers.carry for work in works if work.layers is not None]
+            # Copies: what failed can be run again from the same.
+            x_TD, residual_TD = (torch.cat(tensors) for tensors in zip(*carried, strict=True))
+            passage = self._model.resume(batch, x_TD, residual_TD, layers.first)
+        else:
+            passage = self._model.begin(batch)
+        self._model.advance(passage, self._kv.layers, layers.end)
+        left: list[_Carry] = []
+        if layers.is_last:
+            hidden_TD = self._model.conclude(passage)
+        else:
+            assert passage.residual_TD is not None, "no layer was computed"
+            hidden_TD = passage.x_TD + passage.residual_TD
+            spans = [slice(*span) for span in pairwise(batch.query_start)]
+            left = [_Carry(passage.x_TD[span], passage.residual_TD[span]) for span in spans]
+        seconds = time.perf_counter() - begin
+        sampling_ND = hidden_TD[batch.logit_rows]
+        return _Forward(hidden_TD, sampling_ND, batch.query_start, batch.slot_mapping_T, seconds, left)
 
     def _quarantine(self, works: Sequence[Work], step: _Forward) -> dict[str, str]:
         """Fail the works whose hidden states are not finite, and clean the KV they wrote.

@@ -36,6 +36,7 @@ class SchedulerConfig:
         watermark: fraction of the blocks that an admission must leave free. In [0, 1).
         max_waiting: requests that may queue before new ones are refused.
         num_units: cores, or groups of SMs, that lanes share.
+        num_layers: of the model, which steps may compute a few at a time.
         num_host_blocks, num_disk_blocks: slots of the tiers below the device, 0 for none. With any, the executor must
         have the lane ``tier``.
 
@@ -52,6 +53,7 @@ class SchedulerConfig:
     watermark: float = 0.01
     max_waiting: int = 10_000
     num_units: int = 1
+    num_layers: int = 1
     num_host_blocks: int = 0
     num_disk_blocks: int = 0
 
@@ -61,7 +63,7 @@ class SchedulerConfig:
         return max(self.num_host_blocks, self.num_disk_blocks)
 
     def __post_init__(self) -> None:
-        for name in ("num_blocks", "block_size", "max_num_seqs", "max_waiting", "num_units"):
+        for name in ("num_blocks", "block_size", "max_num_seqs", "max_waiting", "num_units", "num_layers"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("num_host_blocks", "num_disk_blocks"):
             self._require(name, getattr(self, name) >= 0, "at least 0")

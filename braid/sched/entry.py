@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from braid.core.request import FinishReason, Request
 from braid.core.step import SampleSpec
 from braid.policy.agents.policy import OrderKey
 from braid.policy.agents.program import Program
 from braid.sched.prompt_answer import PromptAnswer
+
+
+class Begun(NamedTuple):
+    """A chunk of ``num_tokens`` of which the layers up to ``num_layers`` are computed, and what they left."""
+
+    num_tokens: int
+    num_layers: int
+    carry: object
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +30,7 @@ class Entry:
            keys stay valid.
         2. ``parked_on`` is set exactly while the entry waits for another one to make that key READY.
         3. ``lane`` is set exactly while a step holds the request.
+        4. ``begun`` is None while it waits, and while nothing more than whole chunks is computed.
     """
 
     request: Request
@@ -40,6 +50,7 @@ class Entry:
     announced: list[bytes] = field(default_factory=list)
     parked_on: bytes | None = None
     lane: str | None = None
+    begun: Begun | None = None
     spec: SampleSpec | None = None
     num_shared_blocks: int = 0
     """Blocks at the front of the request's that others filled: its prefix hit of the latest admission."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
-from braid.core.step import StepPlan, StepResult
+from braid.core.step import Layers, StepPlan, StepResult
 from braid.policy.agents.costs import attended_pairs
 from braid.policy.phases.policy import Demand, Division, Phases, StepSeen
 from braid.sched.config import COMPUTING, DECODE, MIXED, PREFILL
@@ -119,15 +119,33 @@ def demand_of(running: Sequence[Entry], waiting: WaitingQueue, num_units: int, n
     )
 
 
+def next_layers(grants: Sequence[tuple[Entry, int]], wanted: int, num: int) -> Layers | None:
+    """The layers, of ``num``, of all chunks among ``grants``; None for all. Where nothing is decoded meanwhile there is
+    nobody to compute a few at a time for."""
+    first = next((entry.begun.num_layers for entry, _ in grants if entry.begun is not None), 0)
+    is_alone = not any(entry.request.num_computed_tokens and entry.num_remaining == 1 for entry, _ in grants)
+    end = num if is_alone or not wanted else min(num, first + wanted)
+    return None if end - first == num else Layers(first, end, num)
+
+
 def step_seen(plan: StepPlan, seconds: float, *, is_shared: bool) -> StepSeen:
-    """A step that is over, as policies see it."""
-    chunks = [(len(work.token_ids), work.start) for work in plan.works if not work.is_decode]
+    """A step that is over, as policies see it. Of chunks whose layers are computed over several steps, these steps
+    together have had the tokens."""
+    num_tokens = num_chunks = 0
+    num_pairs = 0.0
+    for work in plan.works:
+        if work.is_decode:
+            continue
+        count, layers = len(work.token_ids), work.layers or Layers(0, 1, 1)
+        num_tokens += count * layers.end // layers.num - count * layers.first // layers.num
+        num_pairs += layers.share * attended_pairs(count, work.start)
+        num_chunks += 1
     return StepSeen(
         plan.lane,
         plan.units,
-        sum(count for count, _ in chunks),
-        sum(attended_pairs(count, start) for count, start in chunks),
-        len(plan.works) - len(chunks),
+        num_tokens,
+        num_pairs,
+        len(plan.works) - num_chunks,
         sum(work.start for work in plan.works if work.is_decode),
         seconds,
         is_shared,

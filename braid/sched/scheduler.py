@@ -18,6 +18,8 @@ Rules:
     6. Who finds no memory for the blocks that were granted is preempted while it runs, and fails before it does.
     7. A request whose next blocks lie in a tier below waits aside until they are up, and does not hold them then; if
        others push them out before it starts, it waits again, but not for ever.
+    8. A chunk whose layers are computed over several steps is one chunk: nothing of it counts before its last layer,
+       no other chunk is begun meanwhile, and a lane of its own or a preemption begins it anew.
 """
 
 from __future__ import annotations
@@ -31,16 +33,16 @@ from braid.core.faults import Faults
 from braid.core.metrics import Histogram
 from braid.core.program import Outcome, ProgramInfo, ProgramRef, ProgramVerb
 from braid.core.request import Delta, FinishReason, Request, Status
-from braid.core.step import SampledToken, StepPlan, StepResult, Work
+from braid.core.step import Layers, SampledToken, StepPlan, StepResult, Work
 from braid.policy.admission import PoolLoad
 from braid.policy.agents.describe import described
 from braid.policy.agents.program import Finish, ProgramId
 from braid.policy.phases.policy import Division
 from braid.sched.block_pool import BlockPool
 from braid.sched.config import COMPUTING, DECODE, MIXED, PREFILL, TIER, Policies, SchedulerConfig
-from braid.sched.entry import Entry, ending
+from braid.sched.entry import Begun, Entry, ending
 from braid.sched.inventory import Inventory
-from braid.sched.lanes import Lanes, step_seen
+from braid.sched.lanes import Lanes, next_layers, step_seen
 from braid.sched.observer import Observer, TurnStart, TurnStop
 from braid.sched.prefix_cache import extend_keys, match_prefix, root_key
 from braid.sched.programs import ProgramTable
@@ -288,6 +290,8 @@ class Scheduler:
         grants: list[tuple[Entry, int]] = []
         preempted: tuple[str, ...] = ()
         budget = self.config.max_num_batched_tokens
+        if lane == PREFILL:
+            self._begin_anew(prefills)
         if division.is_prefill_first and lane == MIXED:
             self._prefill(prefills, min(budget, division.max_prefill), grants, now)
         if lane != PREFILL and not grants:
@@ -301,7 +305,7 @@ class Scheduler:
                 self._prefill(prefills, min(budget - len(grants), division.max_prefill), grants, now)
         elif lane == PREFILL:
             self._prefill(prefills, min(budget, division.max_prefill), grants, now)
-        return self._launch(lane, grants, preempted, units) if grants else None
+        return self._launch(lane, grants, preempted, units, division.num_layers) if grants else None
 
     def failures(self) -> list[Delta]:
         """The ends of requests that failed while the last step was planned; each is told once."""
@@ -327,6 +331,11 @@ class Scheduler:
                 can_retry = work.request_id in result.exhausted
                 deltas.append(self._fail(entry, error, now, can_retry=can_retry))
                 continue
+            if work.layers is not None and not work.layers.is_last:
+                carry = result.carried.get(work.request_id)
+                entry.begun = Begun(len(work.token_ids), work.layers.end, carry)
+                continue
+            entry.begun = None
             deferred = work.request_id in result.deferred
             if deferred:
                 self._defer(entry, work.start + len(work.token_ids))
@@ -349,6 +358,10 @@ class Scheduler:
 
     def _prefill(self, prefills: list[Entry], left: int, grants: list[tuple[Entry, int]], now: float) -> None:
         """Grant chunks of at most ``left`` tokens, to those that run and to newcomers."""
+        begun = [(entry, entry.begun.num_tokens) for entry in prefills if entry.begun is not None]
+        if begun:
+            grants += begun
+            return
         left -= self._continue_prefills(prefills, left, grants)
         # What decodes have just taken from somebody is not for a newcomer.
         if self._waiting and not self._has_preempted:
@@ -588,13 +601,19 @@ class Scheduler:
             self._prefix_hits += request.num_computed_tokens
 
     def _launch(
-        self, lane: str, grants: list[tuple[Entry, int]], preempted: tuple[str, ...], units: int
+        self,
+        lane: str,
+        grants: list[tuple[Entry, int]],
+        preempted: tuple[str, ...],
+        units: int,
+        num_layers: int,
     ) -> StepPlan:
         """Works with one token on top of existing KV go first, whatever phase they belong to."""
+        layers = next_layers(grants, num_layers, self.config.num_layers)
         singles: list[tuple[Entry, Work]] = []
         chunks: list[tuple[Entry, Work]] = []
         for entry, count in grants:
-            work = self._work(entry, count)
+            work = self._work(entry, count, layers)
             entry.lane = lane
             entry.request.in_flight = True
             (singles if work.is_decode else chunks).append((entry, work))
@@ -605,16 +624,36 @@ class Scheduler:
         self._lanes.launch(plan, [entry for entry, _ in ordered])
         return plan
 
-    def _work(self, entry: Entry, count: int) -> Work:
+    def _work(self, entry: Entry, count: int, layers: Layers | None) -> Work:
         request = entry.request
         start = request.num_computed_tokens
         end = start + count
-        block_size = self.config.block_size
-        for index in range(-(-start // block_size), -(-end // block_size)):
-            self._pool.fill(request.block_ids[index])
+        if entry.begun is None:
+            for block in self._fresh_blocks(entry, end):
+                self._pool.fill(block)
         sample = entry.sample_spec() if end == len(request.token_ids) else None
         work = Work(request.request_id, request.token_ids[start:end], start, request.block_ids, sample)
+        if layers is not None and not work.is_decode:
+            carry = None if entry.begun is None else entry.begun.carry
+            work = work._replace(layers=layers._replace(carry=carry))
+            if not layers.is_last:
+                return work._replace(sample=None)
         return work if entry.answer is None else entry.answer.ask(work)
+
+    def _fresh_blocks(self, entry: Entry, end: int) -> Sequence[int]:
+        """Those of its blocks that a chunk up to ``end`` is the first to write."""
+        size = self.config.block_size
+        return entry.request.block_ids[-(-entry.request.num_computed_tokens // size) : -(-end // size)]
+
+    def _begin_anew(self, prefills: list[Entry]) -> None:
+        """What a mixed step has begun does not go on in another lane."""
+        for entry in prefills:
+            if entry.begun is None:
+                continue
+            end = entry.request.num_computed_tokens + entry.begun.num_tokens
+            for block in self._fresh_blocks(entry, end):
+                self._pool.refill(block)
+            entry.begun = None
 
     # -- taking results in ---------------------------------------------------------------------------------
 
@@ -734,7 +773,7 @@ class Scheduler:
             self._sets.stopped(entry)
         for key in entry.announced:
             self._waiting.resolve(entry, key)
-        entry.announced = []
+        entry.announced, entry.begun = [], None
         if entry.lane is None:
             self._pool.release(request.block_ids)
         else:
@@ -857,6 +896,9 @@ class Scheduler:
         request = entry.request
         size = self.config.block_size
         assert request.in_flight == (entry.lane is not None), "in flight without a lane"
+        assert entry.begun is None or entry.begun.num_tokens <= entry.num_remaining, (
+            "begun more than there is"
+        )
         assert 0 <= request.num_computed_tokens < request.num_tokens, "computed more than there is"
         assert len(request.block_ids) * size >= request.num_computed_tokens, "computed without blocks"
         assert len(request.block_ids) <= -(-request.num_tokens // size), "more blocks than tokens"

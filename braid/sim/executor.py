@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple, Protocol
@@ -75,6 +75,21 @@ def pseudo_scores(spec: ScoreSpec) -> list[TokenLogprobs]:
     return [TokenLogprobs(token, -math.log(VOCAB_SIZE), 1, ()) for token in spec.token_ids]
 
 
+def price(cost: StepTime, works: Sequence[Work]) -> Estimate:
+    """Of one step. Works with layers run after the others and take their layers' share of a step of their own, without
+    logits but after the last layer."""
+    parts = [work for work in works if work.layers is not None]
+    if not parts:
+        return cost.step(works)
+    bare = cost.step([work._replace(sample=None) for work in parts])
+    layers = parts[0].layers
+    assert layers is not None, "a part without layers"
+    seconds = cost.step(parts).seconds - bare.seconds + layers.share * bare.seconds
+    total = Estimate(seconds, bare.extrapolated)
+    whole = [work for work in works if work.layers is None]
+    return total.plus(cost.step(whole)) if whole else total
+
+
 class SimExecutor:
     """An executor whose clock moves only in ``wait``, to the next event.
 
@@ -127,7 +142,7 @@ class SimExecutor:
             moved = StepResult(plan.step_id, plan.lane, self._clock, seconds, {})
             self._push(self._clock + seconds, STEP_ENDS, moved, None)
             return
-        estimate = self._cost.step(plan.works)
+        estimate = price(self._cost, plan.works)
         self.num_extrapolated += estimate.extrapolated
         tokens = {
             work.request_id: SampledToken(self._token(work.sample))

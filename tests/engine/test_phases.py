@@ -22,7 +22,7 @@ from braid.engine.build import build_engine
 from braid.engine.llm import RequestOutput
 from braid.engine.protocol import GenerateRequest
 from braid.policy.phases.auto import Auto
-from braid.policy.phases.fixed import Fixed, Mixed, PrefillFirst, Static
+from braid.policy.phases.fixed import Fixed, Layered, Mixed, PrefillFirst, Static
 from braid.policy.phases.policy import Demand, Division, Phases
 from braid.sched.config import DECODE, MIXED, PREFILL
 from braid.sched.scheduler import Scheduler
@@ -49,7 +49,14 @@ class Restless(Fixed):
         lot = self._lot
         prefill, decode = lot.randint(1, demand.num_units), lot.randint(1, demand.num_units)
         size = lot.choice((1, 5, 16, 64))
-        division = Division(lot.random() < 0.4, prefill, decode, size, is_prefill_first=lot.random() < 0.5)
+        division = Division(
+            lot.random() < 0.4,
+            prefill,
+            decode,
+            size,
+            is_prefill_first=lot.random() < 0.5,
+            num_layers=lot.randint(0, 1),
+        )
         self.drawn.add(division)
         return division
 
@@ -57,6 +64,7 @@ class Restless(Fixed):
 POLICIES: dict[str, type[Phases] | Any] = {
     "mixed": Mixed,
     "mixed:8": lambda: Mixed(8),
+    "layered": Layered,
     "prefill-first": PrefillFirst,
     "static:50/50": lambda: Static(50, 50),
     "static:100/100": lambda: Static(100, 100, max_prefill=16),
@@ -296,6 +304,10 @@ class Stream(NamedTuple):
     ends: list[str]
 
 
+BEGUN = "begun"
+"""Some layers of a chunk are computed, or the last are under way."""
+
+
 class Storm:
     """Requests come and go without end; aborts strike them in a given state, between two steps."""
 
@@ -329,7 +341,10 @@ class Storm:
     def _strike(self, scheduler: Scheduler, now: float, state: str) -> str | None:
         scheduler.check_integrity()
         waiting = [entry.request.request_id for entry in scheduler._waiting]
-        running = [(entry.request.request_id, entry.lane or "between") for entry in scheduler._running]
+        running = [
+            (entry.request.request_id, BEGUN if entry.begun else entry.lane or "between")
+            for entry in scheduler._running
+        ]
         names = waiting if state == "waiting" else [name for name, lane in running if lane == state]
         if not names:
             return None
@@ -354,6 +369,7 @@ def take_error(error: Exception) -> None:
     ("name", "lanes"),
     [
         ("mixed:8", (MIXED,)),
+        ("layered", (MIXED, BEGUN)),
         ("prefill-first", (MIXED,)),
         ("static:50/50", (PREFILL, DECODE)),
         ("static:100/100", (PREFILL, DECODE)),

@@ -50,7 +50,8 @@ class Lanes:
 
     def __init__(self, make_crank: Any, phases: Phases, **config: Any) -> None:
         self.crank = make_crank(
-            Policies(phases=phases), **({"num_units": 4, "max_num_batched_tokens": 16} | config)
+            Policies(phases=phases),
+            **({"num_units": 4, "num_layers": 4, "max_num_batched_tokens": 16} | config),
         )
         self.scheduler = self.crank.scheduler
         self.flights: dict[str, StepPlan] = {}
@@ -71,7 +72,8 @@ class Lanes:
         plan = self.flights.pop(lane)
         self.crank.now += 1.0
         tokens = {work.request_id: SampledToken(7) for work in plan.works if work.sample is not None}
-        result = StepResult(plan.step_id, lane, self.crank.now - 1, 1.0, tokens)
+        carried = {w.request_id: w.layers.end for w in plan.works if w.layers and not w.layers.is_last}
+        result = StepResult(plan.step_id, lane, self.crank.now - 1, 1.0, tokens, carried=carried)
         self.crank.deltas += self.scheduler.update(result, self.crank.now)
         self.scheduler.check_integrity()
 
@@ -152,6 +154,100 @@ def test_decodes_wait_where_prompts_come_first(make_crank: Any) -> None:
     assert sizes == [[("b", 8)], [("b", 4)], [("a", 1), ("b", 1)]]
 
 
+def layers_of(plan: StepPlan) -> dict[str, tuple[int, int]]:
+    return {work.request_id: work.layers[:2] for work in plan.works if work.layers is not None}
+
+
+def begun(make_crank: Any, division: Division, **config: Any) -> tuple[Lanes, Told]:
+    """A request decodes, and the first layers of another one's prompt are computed."""
+    told = Told(division)
+    lanes = Lanes(make_crank, told, **config)
+    lanes.crank.add("a", 3, max_tokens=8)
+    lanes.plan()
+    assert layers_of(lanes.flights[MIXED]) == {}, "nobody waits, so all layers at once"
+    lanes.finish(MIXED)
+    lanes.crank.add("b", 12, max_tokens=3)
+    lanes.plan()
+    return lanes, told
+
+
+LAYERED = Division(True, 4, 4, 100, num_layers=2)
+
+
+def test_layers_of_a_chunk_are_computed_between_decodes(make_crank: Any) -> None:
+    lanes, told = begun(make_crank, LAYERED._replace(num_layers=3))
+    request = lanes.scheduler._entries["b"].request
+    seen = []
+    for _ in range(2):
+        plan = lanes.flights.pop(MIXED) if MIXED in lanes.flights else lanes.plan()[MIXED]
+        lanes.flights[MIXED] = plan
+        part = plan.works[-1]
+        seen.append((layers_of(plan), part.layers and part.layers.carry, part.sample is not None))
+        assert [work.request_id for work in plan.works] == ["a", "b"], "every step has the decode"
+        assert request.num_computed_tokens == 0
+        assert all(lanes.scheduler._pool.state(block).name == "FILLING" for block in request.block_ids)
+        lanes.finish(MIXED)
+    assert seen == [({"b": (0, 3)}, None, False), ({"b": (3, 4)}, 3, True)]
+    assert request.num_computed_tokens == 12
+    assert lanes.crank.output("b") == [7]
+    assert len(lanes.crank.output("a")) == 3
+    assert sum(step.num_prefill for step in told.steps) == 15
+    assert told.steps[1].num_pairs == pytest.approx(3 * told.steps[2].num_pairs)
+
+
+def test_nobody_joins_a_chunk_that_is_begun(make_crank: Any) -> None:
+    lanes, _ = begun(make_crank, LAYERED)
+    lanes.crank.add("c", 2)
+    lanes.finish(MIXED)
+    assert layers_of(lanes.plan()[MIXED]) == {"b": (2, 4)}
+    lanes.finish(MIXED)
+    plan = lanes.plan()[MIXED]
+    assert layers_of(plan) == {"c": (0, 2)}
+    assert [work.request_id for work in plan.works] == ["a", "b", "c"]
+
+
+def test_all_layers_that_are_left_where_nobody_decodes(make_crank: Any) -> None:
+    """SGLang #30884: one layer at a time with nobody to wait for it took minutes."""
+    lanes, _ = begun(make_crank, LAYERED._replace(num_layers=1))
+    lanes.finish(MIXED)
+    lanes.scheduler.abort("a", lanes.crank.now)
+    assert layers_of(lanes.plan()[MIXED]) == {"b": (1, 4)}
+
+
+@pytest.mark.parametrize("is_in_flight", [True, False])
+def test_who_ends_between_its_layers_leaves_nothing(make_crank: Any, is_in_flight: bool) -> None:
+    lanes, _ = begun(make_crank, LAYERED)
+    entry = lanes.scheduler._entries["b"]
+    if not is_in_flight:
+        lanes.finish(MIXED)
+        assert entry.begun is not None
+        assert entry.begun.carry == 2
+    lanes.scheduler.abort("b", lanes.crank.now)
+    if is_in_flight:
+        lanes.finish(MIXED)
+    assert entry.begun is None
+    lanes.scheduler.check_integrity()
+    assert lanes.scheduler.stats().num_free_blocks == lanes.scheduler.config.num_blocks - 1
+    assert layers_of(lanes.plan()[MIXED]) == {}
+
+
+def test_a_lane_and_a_preemption_begin_anew(make_crank: Any) -> None:
+    lanes, told = begun(make_crank, LAYERED)
+    lanes.finish(MIXED)
+    told.division = SPLIT
+    lanes.plan()
+    assert [(work.start, work.layers) for work in lanes.flights[PREFILL].works] == [(0, None)]
+    lanes, told = begun(make_crank, LAYERED, num_blocks=5, max_model_len=20)
+    lanes.finish(MIXED)
+    lanes.plan()
+    while "b" not in (plan := lanes.flights[MIXED]).preempted:
+        lanes.finish(MIXED)
+        told.division = LAYERED._replace(num_layers=1)
+        lanes.plan()
+    assert lanes.scheduler._entries["b"].begun is None
+    assert [work.request_id for work in plan.works] == ["a"]
+
+
 def test_what_is_wanted_is_told(make_crank: Any) -> None:
     told = Told(SPLIT)
     lanes = Lanes(make_crank, told)
@@ -193,6 +289,7 @@ DIVISIONS = st.builds(
     decode_units=st.integers(1, 4),
     max_prefill=st.integers(1, 20),
     is_prefill_first=st.booleans(),
+    num_layers=st.integers(0, 4),
 )
 
 

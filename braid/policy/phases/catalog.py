@@ -8,11 +8,12 @@ from braid.core.errors import InvalidParameterError
 from braid.core.request import Slo
 from braid.policy.phases.auto import Auto
 from braid.policy.phases.curves import CORES, Curves
-from braid.policy.phases.fixed import Mixed, PrefillFirst, Static
+from braid.policy.phases.fixed import Layered, Mixed, PrefillFirst, Static
 from braid.policy.phases.policy import Phases
 
-NAMES = ("auto", "mixed", "mixed:CHUNK", "split", "prefill-first", "static:P/D")
+NAMES = ("auto", "mixed", "mixed:CHUNK", "split", "layered:LAYERS", "prefill-first", "static:P/D")
 _MIXED = re.compile(r"mixed:([1-9]\d{0,6})")
+_LAYERED = re.compile(r"layered(?::([1-9]\d{0,3}))?")
 _STATIC = re.compile(r"static:(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 
 
@@ -32,6 +33,8 @@ def phases_policy(name: str, slo: Slo, curves: Curves = CORES) -> Phases:
         return Mixed()
     if (chunk := _MIXED.fullmatch(name)) is not None:
         return Mixed(int(chunk[1]))
+    if (layers := _LAYERED.fullmatch(name)) is not None:
+        return Layered(int(layers[1] or 1))
     if name == "prefill-first":
         return PrefillFirst()
     if (shares := _STATIC.fullmatch(name)) is not None:

@@ -39,6 +39,25 @@ class Mixed(Fixed):
         return Division(True, demand.num_units, demand.num_units, self._max_prefill)
 
 
+class Layered(Fixed):
+    """Decodes never wait for more than some layers of a chunk, which is as long as the step's budget leaves (layered
+    prefill, arXiv 2510.08055).
+
+    Args:
+        num_layers: of the model, in one step.
+    """
+
+    is_split = False
+
+    def __init__(self, num_layers: int = 1) -> None:
+        self.name = f"layered:{num_layers}"
+        self._num_layers = num_layers
+
+    def divide(self, demand: Demand) -> Division:
+        units = demand.num_units
+        return Division(True, units, units, 1 << 30, num_layers=self._num_layers)
+
+
 class PrefillFirst(Fixed):
     """Whole prompts before any decode, as engines did before chunks."""
 

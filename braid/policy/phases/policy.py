@@ -48,6 +48,8 @@ class Division(NamedTuple):
         max_prefill: tokens of prompts in one step, at least 1.
         is_prefill_first: in mixed steps decodes wait while there is a prompt to compute.
         why: in words, for logs.
+        num_layers: of the model, that a mixed step computes of a chunk while there are decodes; 0 for all. The chunk's
+            other layers follow in the next steps, and no other chunk is begun meanwhile.
         predicted_tbt_s: of a step with this division; None where nothing is predicted.
     """
 
@@ -58,6 +60,7 @@ class Division(NamedTuple):
     is_prefill_first: bool = False
     why: str = ""
     predicted_tbt_s: float | None = None
+    num_layers: int = 0
 
 
 class StepSeen(NamedTuple):
