@@ -54,7 +54,11 @@ class Router(nn.Module):
         )
 
     def forward(self, x_TD: Tensor) -> Routed:
-        routing, logits_TX = self.routing, ops.linear(x_TD.float(), self.weight)
+        return self.choose(ops.linear(x_TD.float(), self.weight))
+
+    def choose(self, logits_TX: Tensor) -> Routed:
+        """The experts for rows with these logits."""
+        routing = self.routing
         scores_TX = logits_TX.softmax(-1) if routing.scoring == "softmax" else logits_TX.sigmoid()
         ids_Tk = self._allowed(scores_TX).topk(routing.top_k, dim=-1).indices
         weights_Tk = scores_TX.gather(1, ids_Tk)

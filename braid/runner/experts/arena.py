@@ -1,0 +1,202 @@
+"""Memory for the records of experts: equal rows, each as a file holds it and kernels compute with it.
+
+Rows are made once. Another expert in a row is a read into it and nothing else: nothing is mapped, freed or faulted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from braid.core.experts import PAGE
+
+_MAP_NORESERVE = 0x4000
+"""Addresses alone cost nothing, so systems need not set memory aside for rows that may never be used."""
+
+
+class Arena(Protocol):
+    """Rows [R, record_bytes] of uint8 that kernels read and reader threads fill."""
+
+    rows_RB: Tensor
+    is_in_place: bool
+    """Growing leaves rows where they are: whoever computes with them need not stop."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def capacity(self) -> int:
+        """Rows that ``grow`` may ask for."""
+        ...
+
+    def buffer(self, row: int) -> memoryview:
+        """Where the calling thread puts the record of a row; ``landed`` must follow before its next call."""
+        ...
+
+    def landed(self, row: int) -> None:
+        """What is in the buffer is the row's content: kernels may read it when this returns."""
+        ...
+
+    def used(self) -> None:
+        """Kernels that read rows were launched by the calling thread; nothing is written under them."""
+        ...
+
+    def grow(self, num_rows: int) -> None:
+        """Have at least so many rows; all keep what they hold."""
+        ...
+
+    def give_back(self, row: int) -> None:
+        """Nobody reads or fills this row until it is filled again: its memory is free for others, where it can be."""
+        ...
+
+
+def open_arena(num_rows: int, record_bytes: int, capacity: int, device: torch.device) -> Arena:
+    """Rows on ``device``.
+
+    Raises:
+        OSError, RuntimeError: there is not so much memory.
+    """
+    if device.type == "cpu":
+        return HostArena(num_rows, record_bytes, capacity)
+    return DeviceArena(num_rows, record_bytes, device)
+
+
+class HostArena:
+    """Rows in main memory, each beginning on a page so that disks write into them directly.
+
+    Addresses are taken for ``capacity`` rows and memory for those that are used: a row that is given back is zeros.
+    """
+
+    is_in_place = True
+
+    def __init__(self, num_rows: int, record_bytes: int, capacity: int) -> None:
+        assert record_bytes % PAGE == 0, record_bytes
+        capacity = max(num_rows, capacity)
+        try:
+            memory = _addresses(capacity * record_bytes)
+        except (OSError, OverflowError):  # a limit on addresses: what is asked for now may still fit
+            capacity = num_rows
+            memory = _addresses(capacity * record_bytes)
+        self._memory, self._size, self._rows, self._capacity = memory, record_bytes, num_rows, capacity
+        self._view = memoryview(memory)
+        self.rows_RB = torch.frombuffer(memory, dtype=torch.uint8).view(capacity, record_bytes)
+        self._favour(0, num_rows)
+
+    @property
+    def num_rows(self) -> int:
+        return self._rows
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    def buffer(self, row: int) -> memoryview:
+        assert 0 <= row < self._rows, row
+        return self._view[row * self._size : (row + 1) * self._size]
+
+    def landed(self, row: int) -> None:
+        pass
+
+    def used(self) -> None:
+        pass
+
+    def grow(self, num_rows: int) -> None:
+        assert num_rows <= self._capacity, (num_rows, self._capacity)
+        if num_rows > self._rows:
+            self._favour(self._rows, num_rows)
+            self._rows = num_rows
+
+    def give_back(self, row: int) -> None:
+        self._memory.madvise(mmap.MADV_DONTNEED, row * self._size, self._size)
+
+    def _favour(self, first: int, end: int) -> None:
+        """Ask for large pages in rows ``[first, end)``: one record is hundreds of small ones."""
+        start, stop = first * self._size, end * self._size
+        with contextlib.suppress(OSError):  # systems may have none
+            self._memory.madvise(mmap.MADV_HUGEPAGE, start, stop - start)
+
+
+def _addresses(num_bytes: int) -> mmap.mmap:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    return mmap.mmap(-1, num_bytes, flags=flags)
+
+
+class _Pinned(threading.local):
+    """One reader thread's buffer in main memory, which a GPU copies from by itself, and its stream."""
+
+    def __init__(self) -> None:
+        self.record_B: Tensor | None = None
+        self.stream: torch.cuda.Stream | None = None
+
+
+class DeviceArena:
+    """Rows on a GPU, filled by way of pinned main memory: one record for each thread that reads."""
+
+    is_in_place = False
+
+    def __init__(self, num_rows: int, record_bytes: int, device: torch.device) -> None:
+        self._device, self._size = device, record_bytes
+        self.rows_RB = torch.zeros((num_rows, record_bytes), dtype=torch.uint8, device=device)
+        self._here = _Pinned()
+        self._lock = threading.Lock()
+        self._readers: dict[int, torch.cuda.Event] = {}
+        """By stream, the end of the last kernels launched there that read rows."""
+        self._is_cuda = device.type == "cuda"
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows_RB)
+
+    @property
+    def capacity(self) -> int:
+        """No addresses are kept free here: rows are made anew, as far as there is memory."""
+        return 1 << 31
+
+    def buffer(self, row: int) -> memoryview:
+        here = self._here
+        if here.record_B is None:
+            here.record_B = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._is_cuda)
+            here.stream = torch.cuda.Stream(self._device) if self._is_cuda else None  # type: ignore[no-untyped-call]
+        view: memoryview = here.record_B.numpy().data
+        return view
+
+    def landed(self, row: int) -> None:
+        """Behind all kernels that may still read what was in the row."""
+        here = self._here
+        assert here.record_B is not None
+        if here.stream is None:
+            self.rows_RB[row].copy_(here.record_B)
+            return
+        with self._lock:
+            ends = list(self._readers.values())
+        for end in ends:
+            here.stream.wait_event(end)
+        with torch.cuda.stream(here.stream):
+            self.rows_RB[row].copy_(here.record_B, non_blocking=True)
+        here.stream.synchronize()
+
+    def used(self) -> None:
+        if not self._is_cuda:
+            return
+        stream = torch.cuda.current_stream(self._device)
+        end = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        end.record(stream)
+        with self._lock:
+            self._readers[stream.cuda_stream] = end
+
+    def grow(self, num_rows: int) -> None:
+        if num_rows <= len(self.rows_RB):
+            return
+        if self._is_cuda:
+            torch.cuda.synchronize(self._device)
+        rows_RB = torch.zeros((num_rows, self._size), dtype=torch.uint8, device=self._device)
+        rows_RB[: len(self.rows_RB)].copy_(self.rows_RB)
+        self.rows_RB = rows_RB
+
+    def give_back(self, row: int) -> None:
+        """Rows are one piece of memory here, which keeps its size."""

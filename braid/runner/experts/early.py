@@ -1,0 +1,89 @@
+"""Reads of experts that nobody needs yet: what is foreseen, and the one read that may be under way for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from math import inf
+from typing import NamedTuple
+
+from braid.layers.moe import Routed
+from braid.policy.experts.policy import ExpertTimes
+from braid.policy.experts.policy import Routed as Told
+from braid.policy.experts.prefetch import Prefetcher
+from braid.policy.experts.slots import ABSENT, Load, SlotTable
+from braid.runner.experts.tally import Tally
+
+
+class Predicted(NamedTuple):
+    """What the router of ``layer`` would choose for rows as they are ``distance`` layers before it."""
+
+    layer: int
+    distance: int
+    routed: Routed
+
+
+class _Here(threading.local):
+    """When this thread began the first layer of its step."""
+
+    def __init__(self) -> None:
+        self.begin = 0.0
+
+
+class Early:
+    """Tells a prefetcher what happens in steps of decodes, and asks it. Used under its store's lock.
+
+    Args:
+        mode: ``off``, ``on`` or ``auto``.
+    """
+
+    def __init__(self, table: SlotTable, mode: str) -> None:
+        prefetcher = Prefetcher(table, mode=mode)
+        self._table = table
+        self._prefetcher = None if mode == "off" else prefetcher
+        self._here = _Here()
+
+    @property
+    def is_on(self) -> bool:
+        """Later layers' routers are to be asked."""
+        return self._prefetcher is not None and self._prefetcher.is_on
+
+    def routed(self, told: Told, rows: int) -> None:
+        """Before the table is asked."""
+        prefetcher, here = self._prefetcher, self._here
+        if prefetcher is None or told.is_prefill:
+            return
+        now = time.perf_counter()
+        if told.layer == 0:
+            if here.begin:
+                prefetcher.step_took(now - here.begin, rows)
+            here.begin = now
+        missing = sum(self._table.slot_of(expert) == ABSENT for expert in told.loads)
+        prefetcher.routed(told.layer, told.loads, missing)
+
+    def predicted(self, told: Told, distance: int, seconds: float) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.predicted(told.layer, distance, told.loads, told.scores, seconds)
+
+    def next(self, tally: Tally, link_s: float) -> Load | None:
+        """What to read now that the link is idle. ``landed`` must follow."""
+        prefetcher = self._prefetcher
+        if prefetcher is None or not tally.fast.count or not link_s:
+            return None
+        times = ExpertTimes(link_s, link_s, tally.fast.value, 0.0, inf, 0.0)
+        found = prefetcher.next(times, link_idle=True)
+        if found is None:
+            return None
+        load = self._table.prefetch(found.expert)
+        if load is None:
+            prefetcher.landed(found.expert)
+        return load
+
+    def landed(self, expert: int) -> None:
+        """A read has ended, or is taken back."""
+        if self._prefetcher is not None:
+            self._prefetcher.landed(expert)
+
+    def describe(self) -> dict[str, float | str]:
+        """What was learnt."""
+        return {} if self._prefetcher is None else self._prefetcher.describe()
