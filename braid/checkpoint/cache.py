@@ -14,16 +14,14 @@ import logging
 import mmap
 import os
 import shutil
-import struct
 import tempfile
 import zlib
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
-from braid.checkpoint.safetensors_file import SafetensorsHeader, read_header
-from braid.checkpoint.tensors import ENCODINGS, Extent
+from braid.checkpoint.safetensors_file import Layout, SafetensorsHeader, header_bytes, read_header
+from braid.checkpoint.tensors import Extent
 from braid.core.env import cache_dir
 from braid.core.errors import CheckpointError
 
@@ -41,18 +39,6 @@ def converted_dir() -> Path:
     return cache_dir() / "converted"
 
 
-class Layout(NamedTuple):
-    """One tensor to be stored: its name, safetensors dtype and shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return prod(self.shape) * ENCODINGS[self.dtype].block_bytes
-
-
 class ConvertedCache:
     """The place of one converted model.
 
@@ -68,7 +54,7 @@ class ConvertedCache:
         place = hashlib.sha256(f"{first}\n{dtype}{some}".encode()).hexdigest()[:16]
         # The link's name: a downloaded file itself is named by its hash.
         self.path = converted_dir() / f"{files[0].stem[:80]}-{dtype.lower()}-{place}.safetensors"
-        self._identity = json.dumps([CONVERTER_VERSION, dtype, [_identify(file) for file in files]])
+        self._identity = json.dumps([CONVERTER_VERSION, dtype, [identify(file) for file in files]])
         self._source = str(files[0])
 
     def find(self) -> dict[str, Extent] | None:
@@ -127,16 +113,7 @@ class CacheWriter:
 
     def _header(self, checksum: int) -> bytes:
         """The checksum is that of the file with 0 in its place; its width is fixed, so it can be put in last."""
-        entries: dict[str, object] = {"__metadata__": {"crc32": f"{checksum:08x}", **self._metadata}}
-        offset = 0
-        for item in self._layout:
-            end = offset + item.num_bytes
-            entries[item.name] = {"dtype": item.dtype, "shape": item.shape, "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(entries).encode()
-        # Numbers begin at a multiple of 64 bytes.
-        text += b" " * (-(len(text) + 8) % 64)
-        return struct.pack("<Q", len(text)) + text
+        return header_bytes(self._layout, {"crc32": f"{checksum:08x}", **self._metadata})
 
     def write(self, data: memoryview) -> None:
         """The next tensor's bytes."""
@@ -179,7 +156,7 @@ class CacheWriter:
             file.close()
 
 
-def _identify(file: Path) -> list[object]:
+def identify(file: Path) -> list[object]:
     """What tells a file from another and from its own later state."""
     status = file.resolve().stat()
     return [str(file.resolve()), status.st_size, status.st_mtime_ns]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,31 @@ class SafetensorsHeader(NamedTuple):
     metadata: dict[str, Any]
     data_start: int
     size_bytes: int
+
+
+class Layout(NamedTuple):
+    """One tensor to be stored: its name, safetensors dtype and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * ENCODINGS[self.dtype].block_bytes
+
+
+def header_bytes(layout: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
+    """What comes before the numbers of tensors in this order; they begin at a multiple of 64 bytes."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for item in layout:
+        end = offset + item.num_bytes
+        entries[item.name] = {"dtype": item.dtype, "shape": item.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    return struct.pack("<Q", len(text)) + text
 
 
 def read_header(path: Path) -> SafetensorsHeader:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from braid.checkpoint.cache import ConvertedCache, Layout
+from braid.checkpoint.cache import ConvertedCache
 from braid.checkpoint.open import Checkpoint
 from braid.checkpoint.progress import NullProgress, Progress
+from braid.checkpoint.safetensors_file import Layout
 from braid.checkpoint.tensors import ENCODINGS, Extent, TensorInfo
 from braid.core.errors import CheckpointError, InvalidParameterError
 
@@ -86,7 +87,7 @@ def _through_cache(
     layout = [Layout(name, _NAMES[_target(info, dtype)], info.shape) for name, info in tensors.items()]
     with cache.writer(layout) as writer:
         for name, tensor in _convert_all(tensors, dtype, progress):
-            writer.write(tensor.view(torch.uint8).reshape(-1).numpy().data)
+            writer.write(raw_bytes(tensor))
             yield name, tensor
         writer.commit()
 
@@ -98,6 +99,41 @@ def _convert_all(
         for name, info in tensors.items():
             yield name, _convert(maps, info, _target(info, dtype))
             progress.advance(info.num_bytes)
+
+
+class TensorReader:
+    """Single tensors of a checkpoint, in any order; use it in a ``with`` block."""
+
+    def __init__(self) -> None:
+        self._maps = _Maps()
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._maps.__exit__()
+
+    def read(self, info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
+        """One tensor in ``dtype``; a view of the mapped file where nothing is to convert.
+
+        Raises:
+            CheckpointError: the file changed or vanished since it was opened, or the tensor is damaged.
+        """
+        return _convert(self._maps, info, dtype)
+
+    def read_kept(self, info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
+        """One tensor in the type of ``kept_dtype``."""
+        return self.read(info, TORCH_DTYPES[kept_dtype(info, dtype)])
+
+
+def kept_dtype(info: TensorInfo, dtype: torch.dtype) -> str:
+    """The safetensors type that loses nothing a model in ``dtype`` uses: the stored one, unless that is of blocks."""
+    return info.dtype if info.dtype in TORCH_DTYPES else _NAMES[_target(info, dtype)]
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The numbers of a contiguous tensor."""
+    return tensor.view(torch.uint8).reshape(-1).numpy().data
 
 
 class _Maps:
