@@ -12,7 +12,7 @@ The course of one layer's step::
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -201,8 +201,12 @@ class SlotTable:
     def is_in_use(self, expert: int) -> bool:
         return expert in self._uses
 
-    def use(self, routed: Routed) -> Demand:
-        """A layer's step wants these experts. Until ``release`` none of them is a victim."""
+    def use(self, routed: Routed, fetched: Container[int] | None = None) -> Demand:
+        """A layer's step wants these experts. Until ``release`` none of them is a victim.
+
+        Args:
+            fetched: of those missing only these are read, since others are computed where they are; None: all.
+        """
         self.cache.routed(routed)
         order = sorted(routed.loads, key=lambda expert: (-routed.loads[expert], expert))
         for expert in order:
@@ -212,7 +216,9 @@ class SlotTable:
         self._unshield(routed.layer)
         loads, bypasses = [], []
         for expert in missing:
-            load = self._place(expert, must=self._held[routed.layer] < self._floor)
+            load = None
+            if fetched is None or expert in fetched:
+                load = self._place(expert, must=self._held[routed.layer] < self._floor)
             if load is None:
                 bypasses.append(expert)
             else:
