@@ -10,15 +10,15 @@ from braid.policy.experts.policy import Routed
 
 
 class Recency:
-    """LRU: when it was last used, over all layers. Experts of one step are equally recent."""
+    """LRU: when it was last used, over all layers. Of one step's experts the one with the lowest id goes first."""
 
     def __init__(self, shape: ExpertShape) -> None:
         self._last = [0.0] * shape.total
         self._now = 0
 
     def told(self, routed: Routed) -> Iterable[int]:
-        self._now += 1
-        for expert in routed.loads:
+        for expert in sorted(routed.loads):
+            self._now += 1
             self._last[expert] = self._now
         return routed.loads
 

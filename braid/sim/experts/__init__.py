@@ -1,0 +1,1 @@
+"""Routed experts in virtual time: recorded routing, caches replayed, and the timeline of a step."""
