@@ -8,10 +8,12 @@ from itertools import pairwise
 from math import inf
 from typing import Any, NamedTuple
 
+from braid.core.errors import InvalidParameterError
 from braid.core.metrics import RequestTimes, percentile, summary
 from braid.core.request import Slo
 from braid.policy.phases.catalog import phases_policy
 from braid.policy.phases.curves import Curves
+from braid.policy.phases.fixed import Layered
 from braid.policy.phases.policy import Demand, Division, Phases, StepSeen
 from braid.sched.config import COMPUTING, Policies, SchedulerConfig
 from braid.sim.executor import StepTime
@@ -102,9 +104,14 @@ def run_phases(arrivals: Sequence[Arrival], setup: PhasesSetup, name: str, slo: 
     """One policy by name.
 
     Raises:
-        InvalidParameterError: there is none of that name.
+        InvalidParameterError: there is none of that name, or it needs a number of layers that nobody has said.
     """
     watched = Watched(phases_policy(name, slo, setup.curves))
+    if isinstance(watched.phases, Layered) and setup.config.num_layers == 1:
+        raise InvalidParameterError(
+            f"phases {name!r}: how many layers the model has is not in the machine's file; run braid calibrate again",
+            param="phases",
+        )
     lanes = setup.lanes if watched.is_split else None
     report = simulate(arrivals, setup.config, setup.cost, Policies(phases=watched), lanes=lanes)
     return PhasesRun(report, watched, slo)

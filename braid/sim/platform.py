@@ -33,6 +33,7 @@ class Platform:
     kv_tokens: that fit.
     link: bytes per second from the tier below to the device; None where nobody has said.
     kv_bytes_per_token: None where nobody has said.
+    num_layers: of the model; 1 where nobody has said.
     num_units, curves, prefill_part: what lanes share, and what a part of it costs; see ``sim.lanes.LaneTime``.
     """
 
@@ -44,6 +45,7 @@ class Platform:
     max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS
     link: float | None = None
     kv_bytes_per_token: int | None = None
+    num_layers: int = 1
     num_units: int = 1
     curves: Curves = CORES
     prefill_part: float = 0.5
@@ -80,6 +82,7 @@ def roofline_platform(machine: str, model: str, dtype: str) -> Platform:
         kv_tokens=cost.kv_tokens,
         link=cost.gpu.link * cost.shares.link,
         kv_bytes_per_token=cost.model.kv_bytes_per_token,
+        num_layers=cost.model.layers,
         num_units=GPU_UNITS,
         curves=SMS,
         prefill_part=GPU_PREFILL_PART,
@@ -111,6 +114,7 @@ def measured_platform(path: Path, model: str | None) -> Platform:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         kv_bytes_per_token=_kv_bytes(known.model, known.dtype),
+        num_layers=config.num_layers,
         num_units=config.num_units,
     )
 

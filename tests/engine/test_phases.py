@@ -74,7 +74,7 @@ POLICIES: dict[str, type[Phases] | Any] = {
     "restless": Restless,
 }
 SPLIT = ("static:50/50", "static:100/100", "split")
-"""In these every step belongs to one phase."""
+"""In these every step belongs to one phase, and with layers every forward pass does."""
 
 
 def with_policy(model: Path, policy: Phases, **options: Any) -> LLM:
@@ -257,7 +257,7 @@ PARAMS = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 PROMPTS = [tuple(random.Random(number).choices(range(256), k=3 + 9 * number)) for number in range(7)]
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", [*SPLIT, "layered"])
 @pytest.mark.parametrize("point", ["forward", "head"])
 @pytest.mark.parametrize("phase", [PREFILL, DECODE])
 def test_a_step_that_fails_in_a_lane_costs_one_request(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from braid.core.sampling import SamplingParams
-from braid.core.step import SampleSpec, StepPlan, Work
+from braid.core.step import Layers, SampleSpec, StepPlan, Work
 from braid.policy.cost import Estimate
 from braid.sim.executor import FixedTime, SimExecutor, SimulationEndError, pseudo_token
 
@@ -21,6 +23,25 @@ def test_a_step_takes_its_predicted_time() -> None:
     assert (result.start, result.duration, executor.now()) == (0.0, 2.5, 2.5)
     assert list(result.tokens) == ["a"], "an unfinished prompt has no token"
     assert result.tokens["a"].token_id == pseudo_token(SPEC)
+
+
+@pytest.mark.parametrize("with_decode", [False, True])
+def test_layers_take_their_share(with_decode: bool) -> None:
+    """A step of their own beside that of the decodes, and logits after the last only."""
+
+    class Tokens:
+        def step(self, works: Iterable[Work]) -> Estimate:
+            return Estimate(sum(len(work.token_ids) + 0.5 * (work.sample is not None) for work in works))
+
+    executor = SimExecutor(Tokens())
+    decode = (Work("a", [1], 4, [0, 1], SPEC),) if with_decode else ()
+    chunk = Work("b", range(8), 0, [2, 3], None)
+    found = []
+    for first, end, sample in ((0, 1, None), (1, 4, SPEC)):
+        part = chunk._replace(layers=Layers(first, end, 4), sample=sample)
+        executor.submit(StepPlan(first, "mixed", (*decode, part)))
+        found.append(executor.wait(None)[0].duration)
+    assert found == [8 / 4 + 1.5 * with_decode, 8 * 3 / 4 + 0.5 + 1.5 * with_decode]
 
 
 def test_deadlines_and_wakes_end_a_wait_early() -> None:

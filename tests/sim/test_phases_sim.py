@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from braid.core.errors import InvalidParameterError
 from braid.core.metrics import RequestTimes
 from braid.core.request import Slo
 from braid.core.step import Work
@@ -21,7 +22,7 @@ from braid.sim.phases import PhasesRun, PhasesSetup, burst, keeps, run_phases, s
 from braid.sim.platform import roofline_platform
 from braid.sim.run import Arrival
 
-MODES = ("mixed", "mixed:32", "prefill-first", "static:50/50", "static:100/100", "split", "auto")
+MODES = ("mixed", "mixed:32", "layered:1", "prefill-first", "static:50/50", "static:100/100", "split", "auto")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,11 @@ class Cores:
 
 def setup(num_units: int = 2, num_blocks: int = 2000, max_num_seqs: int = 16) -> PhasesSetup:
     config = SchedulerConfig(
-        num_blocks=num_blocks, max_num_seqs=max_num_seqs, max_model_len=8192, num_units=num_units
+        num_blocks=num_blocks,
+        max_num_seqs=max_num_seqs,
+        max_model_len=8192,
+        num_units=num_units,
+        num_layers=16,
     )
     return PhasesSetup(cost=Cores(), config=config, curves=CORES, machine="made up")
 
@@ -58,9 +63,19 @@ def test_a_long_prompt_freezes_nobody_where_lanes_are_allowed() -> None:
     worst = {name: beside(run)["p99"] for name, run in runs.items()}
     assert worst["auto"] < 80
     assert worst["auto"] < worst["mixed:32"] < worst["mixed"] < worst["prefill-first"]
+    assert worst["auto"] < worst["layered:1"] < worst["mixed"], (
+        "a layer of a long chunk, and never a whole one"
+    )
     assert worst["auto"] == pytest.approx(worst["static:50/50"], rel=0.1)
     ends = {name: run.report.seconds for name, run in runs.items()}
     assert ends["auto"] < 1.05 * min(ends.values()), "and all of it is done as early"
+
+
+def test_layers_that_nobody_counted_are_an_error() -> None:
+    place = setup()
+    unknown = replace(place, config=replace(place.config, num_layers=1))
+    with pytest.raises(InvalidParameterError, match="braid calibrate"):
+        run_phases(burst(1, 8, 100, 1, 1.0), unknown, "layered:2", Slo())
 
 
 def test_a_loose_wish_leaves_large_chunks_and_early_first_tokens() -> None:

@@ -13,6 +13,7 @@ from braid.cli.sim.machine import ENGINE, MachineFlags
 from braid.cli.trace.load import Format
 from braid.cli.trace.replay_options import PlanFlags
 from braid.core.errors import InvalidParameterError
+from braid.policy.phases.catalog import NAMES as PHASES
 
 LOAD = Group("Load", sort_key=0)
 RUNS = Group("Runs", sort_key=3)
@@ -57,7 +58,7 @@ def phases(
         str,
         Parameter(
             group=RUNS,
-            help="Ways to share, by commas: auto, mixed, mixed:CHUNK, split, prefill-first, static:P/D.",
+            help=f"Ways to share, by commas: {', '.join(PHASES)}.",
         ),
     ] = "mixed,prefill-first,static:50/50,split,auto",
     slo_ttft_ms: Annotated[
