@@ -39,6 +39,11 @@ def converted_dir() -> Path:
     return cache_dir() / "converted"
 
 
+def experts_dir() -> Path:
+    """The folder of expert files that were made for checkpoints elsewhere."""
+    return cache_dir() / "experts"
+
+
 class ConvertedCache:
     """The place of one converted model.
 

@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 import torch
 
-from braid.checkpoint.cache import identify
+from braid.checkpoint.cache import experts_dir, identify
 from braid.checkpoint.expert_file import (
     EXPERT_FILE,
     ExpertFile,
@@ -35,7 +35,6 @@ from braid.checkpoint.safetensors_file import Layout, header_bytes
 from braid.checkpoint.source import INDEX_NAME
 from braid.checkpoint.tensors import TensorInfo
 from braid.checkpoint.weights import TensorReader, kept_dtype, raw_bytes
-from braid.core.env import cache_dir
 from braid.core.errors import CheckpointError, InvalidParameterError
 from braid.core.experts import FORMATS, ExpertLayout
 
@@ -166,11 +165,6 @@ def layout_of(checkpoint: Checkpoint, found: ExpertTensors, format: str) -> Expe
     except ValueError as error:
         choices = "" if format in FORMATS else f", {AUTO}"
         raise InvalidParameterError(f"{error}{choices}", param="expert_format") from error
-
-
-def experts_dir() -> Path:
-    """The folder of expert files that were made for checkpoints elsewhere."""
-    return cache_dir() / "experts"
 
 
 def _run_dtype(checkpoint: Checkpoint) -> torch.dtype:

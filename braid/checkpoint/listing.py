@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from braid.checkpoint.aliases import ALIASES, is_installed
-from braid.checkpoint.cache import converted_dir
+from braid.checkpoint.cache import converted_dir, experts_dir
+from braid.checkpoint.expert_file import open_experts
 from braid.checkpoint.hub import Hub, quantisation_of
 from braid.checkpoint.safetensors_file import read_header
 from braid.core.errors import CheckpointError
@@ -17,14 +18,14 @@ class KnownModel(NamedTuple):
     """One line of ``braid models``.
 
     Args:
-        name: what ``resolve`` takes; for converted weights the GGUF file they were made from.
+        name: what ``resolve`` takes; for converted weights and experts what they were made from.
         detail: a few words for the user.
         size_bytes: bytes on disk; 0 where it is not on disk or not known.
         path: where it is, None for aliases.
     """
 
     name: str
-    kind: Literal["alias", "hub", "converted"]
+    kind: Literal["alias", "hub", "converted", "experts"]
     detail: str
     size_bytes: int
     path: Path | None
@@ -32,7 +33,7 @@ class KnownModel(NamedTuple):
 
 def known_models(hub: Hub | None = None) -> list[KnownModel]:
     """Everything that can be served without network, and the aliases that a package would add."""
-    return [*_aliases(), *_downloaded(hub or Hub()), *_converted()]
+    return [*_aliases(), *_downloaded(hub or Hub()), *_converted(), *_experts()]
 
 
 def _aliases() -> Iterator[KnownModel]:
@@ -75,3 +76,12 @@ def _converted() -> Iterator[KnownModel]:
         except CheckpointError:
             source = f"{file.stem} (damaged)"
         yield KnownModel(source, "converted", "weights kept by an earlier start", file.stat().st_size, file)
+
+
+def _experts() -> Iterator[KnownModel]:
+    for file in sorted(experts_dir().glob("*.braid")):
+        try:
+            source = open_experts(file).source
+        except CheckpointError:
+            source = f"{file.stem} (damaged)"
+        yield KnownModel(source, "experts", "experts kept by an earlier start", file.stat().st_size, file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
@@ -143,6 +143,25 @@ def pull(
     from braid.cli.models import pull as run
 
     run(model)
+
+
+@app.command
+def convert(
+    model: Annotated[str, Parameter(help="A mixture of experts: a folder, a .gguf file or a hub id.")],
+    *,
+    out: Annotated[Path, Parameter(help="The new folder.")],
+    experts: Annotated[
+        Literal["auto", "float32", "bf16", "bfloat16", "int8", "int4"],
+        Parameter(
+            help="How experts are stored and computed with; auto is what they run in otherwise: nothing is lost."
+        ),
+    ] = "auto",
+    offline: Annotated[bool, Parameter(help="Take hub models from disk only.", negative=())] = False,
+) -> None:
+    """Make a folder whose experts need not fit into memory: `braid serve FOLDER --expert-memory 25%`."""
+    from braid.cli.convert import run
+
+    run(model, experts, out, offline=offline)
 
 
 @app.command

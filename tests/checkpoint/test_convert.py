@@ -16,9 +16,12 @@ from safetensors.numpy import load_file, save_file
 
 from braid.checkpoint import convert as convert_module
 from braid.checkpoint import expert_file
-from braid.checkpoint.convert import convert, experts_dir, experts_of
+from braid.checkpoint.cache import experts_dir
+from braid.checkpoint.convert import convert, experts_of
 from braid.checkpoint.expert_file import EXPERT_FILE, ExpertFile
 from braid.checkpoint.expert_names import find_experts, is_expert
+from braid.checkpoint.hub import Hub
+from braid.checkpoint.listing import known_models
 from braid.checkpoint.open import Checkpoint
 from braid.checkpoint.quantise import pack_expert, unpack_expert
 from braid.checkpoint.weights import TensorReader, iter_weights
@@ -340,6 +343,10 @@ def test_experts_are_made_once(
     assert file.path.parent == experts_dir()
     assert progress.bytes == progress.total == find_experts(open_path(folder)).num_bytes
     assert experts_of(open_path(folder), "int4").path != file.path
+    known = known_models(Hub(cache_dir=folder / "none"))
+    assert [(model.name, model.kind) for model in known if model.kind != "alias"] == [
+        (str(folder), "experts")
+    ] * 2
 
     with monkeypatch.context() as patch:
         patch.setattr(convert_module, "TensorReader", None)

@@ -10,7 +10,7 @@ from braid.cli import app as command_line
 from braid.cli.app import main
 from braid.core.errors import CapacityError
 
-VERBS = ("serve", "generate", "chat", "pull", "models", "top", "doctor")
+VERBS = ("serve", "generate", "chat", "pull", "convert", "models", "top", "doctor")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
