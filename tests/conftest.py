@@ -55,3 +55,36 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     write_byte_tokenizer(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3-MoE of three layers, two of them with 8 experts of which a token uses 2 (float32, 259 tokens)."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-moe")
+    config = Qwen3MoeConfig(
+        vocab_size=259,
+        hidden_size=128,
+        intermediate_size=192,
+        moe_intermediate_size=64,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        mlp_only_layers=[1],
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=512,
+        initializer_range=0.12,
+        tie_word_embeddings=False,
+        eos_token_id=258,
+        bos_token_id=256,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    write_byte_tokenizer(folder)
+    return folder

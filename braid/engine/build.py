@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -24,6 +25,7 @@ from braid.core.spec import ModelSpec
 from braid.device.machine import probe, usable_cores
 from braid.engine.agent_log import AgentLog
 from braid.engine.core import EngineCore
+from braid.engine.experts import Wanted, hold_experts, wanted_experts
 from braid.engine.grammar import Grammars
 from braid.engine.guidance import Vocabulary
 from braid.engine.lower import check_tiers, open_tiers
@@ -77,6 +79,21 @@ def build_engine(
     Raises:
         BraidError: the model cannot be found, read or fitted, or the device is not there.
     """
+    with ExitStack() as undo:
+        built = _build(config, eos_token_ids, checkpoint, progress, faults, undo)
+        undo.pop_all()
+        return built
+
+
+def _build(
+    config: EngineConfig,
+    eos_token_ids: frozenset[int],
+    checkpoint: Checkpoint | None,
+    progress: Progress | None,
+    faults: Faults | None,
+    undo: ExitStack,
+) -> Built:
+    """``undo`` is for what must be closed if anything after it fails."""
     begin = time.monotonic()
     progress, faults = progress or NullProgress(), faults or Faults()
     if checkpoint is None:
@@ -86,19 +103,25 @@ def build_engine(
     torch.set_num_threads(config.threads or usable_cores())
     dtype = pick_dtype(config.dtype, checkpoint)
     spec = model_spec(config.model, checkpoint.config)
-    plan = plan_memory(config, spec, dtype, device)
+    wanted = wanted_experts(config, checkpoint, dtype)
+    plan = plan_memory(config, spec, dtype, device, wanted)
     limits = _scheduler_config(config, plan)
     # What is unknown, or does not work here, is an error before anything is loaded.
     is_split = make_policies(config, has_lower=False).phases.is_split
     partition = pick_partition(config, device, needs_lanes=is_split)
     limits = replace(limits, num_units=partition.num_units, num_layers=spec.num_layers)
     model = build_model(checkpoint.config, dtype=dtype, device=device)
-    load_weights(model, faults.over("load.weights", iter_weights(checkpoint, dtype, progress=progress)))
+    experts = hold_experts(
+        config, wanted, plan.num_expert_slots, checkpoint, model, progress=progress, faults=faults
+    )
+    undo.callback(experts.close)
+    weights = iter_weights(checkpoint, dtype, progress=progress, skip=experts.skip)
+    load_weights(model, faults.over("load.weights", weights))
     model.eval()
     kv = faults.around("load.kv", KVStore)(
         model.kv_shapes, num_blocks=plan.num_blocks, block_size=config.block_size, dtype=dtype, device=device
     )
-    lower = open_tiers(config, model, kv, checkpoint.config, faults=faults)
+    lower = open_tiers(config, model, kv, {**checkpoint.config, **experts.marks}, faults=faults)
     policies = make_policies(config, has_lower=bool(lower.sizes))
     if is_split and not partition.has_lanes:
         policies, is_split = replace(policies, phases=Mixed()), False
@@ -116,9 +139,11 @@ def build_engine(
         _describe(config, spec, plan, dtype, device, pooling, policies.agents),
         phases=policies.phases.name,
         partition=partition.name,
+        experts=experts.described,
     )
     reckoning = [
         *plan.lines(),
+        *experts.lines(),
         *lower.lines(config.block_size, kv.num_bytes // kv.num_blocks),
         f"agent policy: {policies.agents.name}; phases: {policies.phases.name}",
         *partition.lines(),
@@ -134,6 +159,7 @@ def build_engine(
         seed=config.seed,
         grammars=grammars,
         agent_log=log,
+        experts=experts.store,
         faults=faults,
     )
     return Built(core, plan, limits, reckoning)
@@ -229,7 +255,11 @@ def pick_pooling(wanted: str, checkpoint: Checkpoint) -> str | None:
 
 
 def plan_memory(
-    config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    experts: Wanted | None = None,
 ) -> MemoryPlan:
     """Reckon KV blocks and batch sizes from what the machine has now.
 
@@ -247,6 +277,7 @@ def plan_memory(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         kv_cache_bytes=config.kv_cache_memory,
+        experts=None if experts is None else experts.demand,
     )
 
 

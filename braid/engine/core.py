@@ -19,6 +19,7 @@ from braid.engine.grammar import Grammar, Grammars
 from braid.engine.heartbeat import Pulse
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest, LaneStats
 from braid.policy.agents.program import Finish
+from braid.runner.experts.store import ExpertStore
 from braid.runner.runner import Runner
 from braid.sched.loop import Loop
 from braid.sched.scheduler import Scheduler
@@ -44,6 +45,7 @@ class EngineCore:
         seed: seeds the streams of requests that bring no seed of their own.
         grammars: compiles constraints; None refuses them.
         agent_log: the scheduler's observer, closed with the engine.
+        experts: the store that the model computes its experts with, closed with the engine.
         faults: what tests let go wrong in here.
     """
 
@@ -57,6 +59,7 @@ class EngineCore:
         seed: int = 0,
         grammars: Grammars | None = None,
         agent_log: AgentLog | None = None,
+        experts: ExpertStore | None = None,
         faults: Faults | None = None,
     ) -> None:
         self.info = info
@@ -66,12 +69,14 @@ class EngineCore:
         self._seeds = itertools.count(seed)
         self._grammars = grammars
         self._agent_log = agent_log
+        self._experts = experts
         self._compiling: dict[str, Future[Grammar]] = {}
         self._sinks: dict[str, _Sink] = {}
         self._take_in = (faults or Faults()).around("admit", self._add, _kind)
         self._stopping = False
         self._failure: BaseException | None = None
-        self._loop = Loop(scheduler, runner, self._deliver)
+        checks = () if experts is None else (experts.check_integrity,)
+        self._loop = Loop(scheduler, runner, self._deliver, checks)
         self._thread = threading.Thread(target=self._serve, name="engine-loop", daemon=True)
         self._on_failure: Callable[[BaseException], None] = lambda error: None
         self.on_step: Callable[[], None] = lambda: None
@@ -111,7 +116,8 @@ class EngineCore:
 
     def _stats(self) -> EngineStats:
         lanes = {lane: LaneStats(*state) for lane, state in self.runner.lane_states().items()}
-        return EngineStats(**self._scheduler.stats()._asdict(), lanes=lanes)
+        experts = None if self._experts is None else self._experts.stats()
+        return EngineStats(**self._scheduler.stats()._asdict(), lanes=lanes, experts=experts)
 
     def pulse(self) -> Future[Pulse]:
         """A sign of life of the loop and of its lanes."""
@@ -156,6 +162,8 @@ class EngineCore:
         if self._thread.is_alive():
             self._thread.join()
         self.runner.close()
+        if self._experts is not None:
+            self._experts.close()
         self._fail_all(EngineDeadError("the engine was closed"))
         if self._grammars is not None:
             self._grammars.close()

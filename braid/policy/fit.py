@@ -67,11 +67,7 @@ class MemoryPlan:
             ("available", self.available_bytes, f"memory of the {self.device}"),
             ("budget", self.budget_bytes, f"{self.budget_bytes / max(1, self.available_bytes):.0%} of it"),
             ("weights", self.weight_bytes, "without experts" if self.num_expert_slots else ""),
-            *(
-                [("experts", self.expert_bytes, f"{self.num_expert_slots} slots")]
-                if self.num_expert_slots
-                else []
-            ),
+            ("experts", self.expert_bytes, f"{self.num_expert_slots} slots, and staging"),
             ("activations", self.activation_bytes, f"{self.max_num_batched_tokens} tokens in one step"),
             ("runtime", self.overhead_bytes, ""),
             (
@@ -81,6 +77,8 @@ class MemoryPlan:
             ),
             ("spare", self.spare_bytes, ""),
         ]
+        if not self.num_expert_slots:
+            rows = [row for row in rows if row[0] != "experts"]
         lines = [f"{name:<12} {human(size):>10}  {remark}".rstrip() for name, size, remark in rows]
         limits = f"context {self.max_model_len} tokens, at most {self.max_num_seqs} requests at a time"
         return [*lines, limits, *self.notes]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,12 +54,22 @@ class Loop:
     thread.
 
     A sink that raises ends the loop: it is part of the engine, not of a request.
+
+    Args:
+        checks: called beside the scheduler's own integrity check.
     """
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, sink: Sink) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        sink: Sink,
+        checks: Sequence[Callable[[], None]] = (),
+    ) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._sink = sink
+        self._checks = checks
         self._in_flight: set[str] = set()
         self._inbox: deque[_Command] = deque()
         self._lock = threading.Lock()
@@ -161,6 +171,8 @@ class Loop:
                 )
         elif self._unchecked_steps * BLOCKS_CHECKED_PER_STEP >= self._scheduler.config.num_blocks:
             self._scheduler.check_integrity()
+            for check in self._checks:
+                check()
             self._unchecked_steps = 0
 
     def _drain_inbox(self) -> None:

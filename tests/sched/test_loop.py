@@ -110,6 +110,17 @@ def test_integrity_is_checked_when_idle(rig, new_request) -> None:
         rig.loop.run_once()
 
 
+def test_others_are_checked_too(rig, new_request) -> None:
+    calls: list[float] = []
+    loop = Loop(rig.scheduler, rig.executor, rig.deltas.extend, (lambda: calls.append(rig.executor.now()),))
+    loop.add(new_request("a", 6, max_tokens=1))
+    loop.run_until_idle()
+    assert calls == []
+    rig.executor.at(9.0, lambda: None)
+    loop.run_once()
+    assert len(calls) == 1
+
+
 class ThreadExecutor:
     """Steps end on another thread, at once; ``wait`` really blocks."""
 

@@ -69,18 +69,20 @@ class ExpertDemand:
         notes = []
         if asked is not None and asked > self.all_bytes:
             notes.append(
-                f"expert_memory is {_mb(asked)}, more than all experts need: {_mb(self.all_bytes)} are taken"
+                f"expert_memory is {decimal(asked)}, more than all experts need: {decimal(self.all_bytes)} are taken"
             )
         cycle = self.shape.cycle
         if num_slots < cycle:
+            missing = (cycle - num_slots) * self.slot_bytes
             notes.append(
                 f"expert_memory holds {num_slots} experts, fewer than the {cycle} that one token uses (a cycle): "
-                f"each token of a request alone reads at least {_mb((cycle - num_slots) * self.slot_bytes)} from the "
-                f"file; {_mb(cycle * self.slot_bytes)} hold a cycle"
+                f"each token of a request alone reads at least {decimal(missing)} from the file; "
+                f"{decimal(cycle * self.slot_bytes)} hold a cycle"
             )
         return notes
 
 
-def _mb(count: int) -> str:
-    """Decimal, as disks are measured."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+def decimal(count: int) -> str:
+    """Bytes as disks are measured: ``2.43 MB``."""
+    size, unit = (count / 1e9, "GB") if count >= 1e9 else (count / 1e6, "MB")
+    return f"{size:.3g} {unit}" if size < 1 else f"{size:.2f} {unit}"

@@ -5,7 +5,7 @@ import pytest
 from braid.core.errors import InvalidParameterError
 from braid.core.experts import ExpertShape
 from braid.core.units import parse_amount
-from braid.policy.experts.budget import ExpertDemand
+from braid.policy.experts.budget import ExpertDemand, decimal
 
 SLOT = 1 << 20
 
@@ -53,6 +53,13 @@ def test_below_a_cycle_the_cost_is_said() -> None:
     assert "holds 3 experts, fewer than the 8" in note
     assert f"at least {5 * SLOT / 1e6:.2f} MB" in note
     assert demand(8 * SLOT).notes(8) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(2_433_024, "2.43 MB"), (3_737_124_864, "3.74 GB"), (98_304, "0.0983 MB")]
+)
+def test_bytes_as_disks_are_measured(count: int, text: str) -> None:
+    assert decimal(count) == text
 
 
 def test_more_than_all_is_said() -> None:
