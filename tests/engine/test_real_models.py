@@ -26,11 +26,13 @@ COUNT = 24
 def transformers_model(name: str) -> Any:
     """The architecture transformers has for this checkpoint, with the weights as Braid dequantised them."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     checkpoint = open_checkpoint(resolve(name))
     fields = {key: value for key, value in checkpoint.config.items() if key not in ("model_type", "dtype")}
     config = AutoConfig.for_model(checkpoint.config["model_type"], **fields)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     missing, unexpected = model.load_state_dict(dict(iter_weights(checkpoint, torch.float32)), strict=False)
     assert not unexpected
     assert all("lm_head" in key for key in missing)
@@ -38,19 +40,14 @@ def transformers_model(name: str) -> Any:
     return model.eval()
 
 
-def transformers_tokens(model: Any, prompt_ids: list[int]) -> list[int]:
-    ids = torch.tensor([prompt_ids])
+def transformers_tokens(model: Any, prompt_ids: list[int], output_ids: list[int]) -> list[int]:
+    """What transformers says next after the prompt and after every token of an output.
+
+    These are the output itself exactly if transformers, deciding alone, would have said the same.
+    """
     with torch.no_grad():
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            min_new_tokens=COUNT,
-            max_new_tokens=COUNT,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    tokens: list[int] = out[0, len(prompt_ids) :].tolist()
+        logits = model(torch.tensor([prompt_ids + output_ids[:-1]]), logits_to_keep=len(output_ids)).logits
+    tokens: list[int] = logits[0].argmax(-1).tolist()
     return tokens
 
 
@@ -60,7 +57,9 @@ def check_against_transformers(name: str) -> None:
         outputs = llm.generate(PROMPTS, params)
     model = transformers_model(name)
     for output in outputs:
-        assert list(output.token_ids) == transformers_tokens(model, list(output.prompt_token_ids))
+        said = list(output.token_ids)
+        assert len(said) == COUNT
+        assert said == transformers_tokens(model, list(output.prompt_token_ids), said)
 
 
 def test_smollm2_speaks_as_in_transformers() -> None:
