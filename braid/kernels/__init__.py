@@ -212,11 +212,17 @@ def expert_pairs(
     Raises:
         IndexError: an expert or a slot does not exist.
     """
-    reference.expert_pairs(x_TD, ids_Tk, arena_SB, slots_X, layout, pairs_PD, act=act)
+    native = _NATIVE if x_TD.is_cpu else None
+    if native is None or not native.expert_pairs(x_TD, ids_Tk, arena_SB, slots_X, layout, pairs_PD, act):
+        reference.expert_pairs(x_TD, ids_Tk, arena_SB, slots_X, layout, pairs_PD, act=act)
 
 
 def combine_pairs(pairs_PD: Tensor, weights_Tk: Tensor, dtype: torch.dtype) -> Tensor:
     """Each token's weighted sum [T, D] of its k rows, in the order of its choices; float32 until the end."""
+    if _NATIVE is not None and pairs_PD.is_cpu:
+        y_TD = _NATIVE.combine_pairs(pairs_PD, weights_Tk, dtype)
+        if y_TD is not None:
+            return y_TD
     return reference.combine_pairs(pairs_PD, weights_Tk, dtype)
 
 

@@ -15,11 +15,11 @@ from braid.core.env import forced_cpu_isa
 from braid.core.errors import InvalidParameterError
 
 PATH = Path(__file__).with_name("_native.so")
-ABI_VERSION = 2
+ABI_VERSION = 3
 """Must equal what ``library.cpp`` says: both sides then agree on the argument blocks."""
-KERNELS = ("linear", "rms_norm", "rope", "gate_mul", "scatter", "argmax", "paged_attention", "moe_ffn")
-SCRATCH_KERNELS = frozenset(("linear", "paged_attention", "moe_ffn"))
+SCRATCH_KERNELS = frozenset(("linear", "paged_attention", "moe_ffn", "expert_pairs"))
 """Kernels whose argument blocks begin with the address and size of scratch memory."""
+KERNELS = (*sorted(SCRATCH_KERNELS), "rms_norm", "rope", "gate_mul", "scatter", "argmax", "combine_pairs")
 
 Function = Callable[[bytes], int]
 

@@ -9,12 +9,14 @@ Every result row is independent, bit by bit, of the other rows in the batch, of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from struct import Struct
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from braid.core.experts import FORMATS, ExpertLayout
 from braid.kernels.loader import Function, Library
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ _SCATTER = Struct("9q").pack
 _ARGMAX = Struct("6q").pack
 _ATTENTION = Struct("20q2d").pack
 _MOE = Struct("17q").pack
+_PAIRS = Struct("24q").pack
+_COMBINE = Struct("7q").pack
 
 _IS_BF16 = {torch.bfloat16: 1, torch.float32: 0}
 
@@ -51,6 +55,14 @@ def _is_heads(x: Tensor) -> bool:
     return x.dtype in _IS_BF16 and x.dim() == 3 and x.stride()[1:] == (x.shape[2], 1)
 
 
+@lru_cache(maxsize=8)
+def _layout_fields(layout: ExpertLayout) -> tuple[int, ...]:
+    """A record's layout as the library takes it (``experts.h``)."""
+    D, F = layout.hidden, layout.size
+    groups = (layout.group_of(D), layout.group_of(F)) if layout.is_quantised else (0, 0)
+    return FORMATS.index(layout.format), D, F, *groups, *(offset for offset, _ in layout.parts)
+
+
 class Native:
     """The kernels' calls into one variant of the library."""
 
@@ -64,6 +76,7 @@ class Native:
             functions["argmax"],
         )
         self._attention, self._moe = functions["paged_attention"], functions["moe_ffn"]
+        self._pairs, self._combine = functions["expert_pairs"], functions["combine_pairs"]
         fast = self.isa == "avx512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self._most_bf16_rows = ONEDNN_ROWS if fast else None
 
@@ -271,6 +284,11 @@ class Native:
         )  # fmt: skip
         return out_THE
 
+    def _leaves_experts(self, num_experts: int, ids_Tk: Tensor) -> bool:
+        """Is oneDNN faster with bf16 experts of so many rows?"""
+        most = self._most_bf16_rows
+        return most is not None and most * num_experts < ids_Tk.numel()
+
     def moe_ffn(
         self,
         x_TD: Tensor,
@@ -287,11 +305,7 @@ class Native:
         takes = _is_matrix(x_TD) and gate_up_X2FD.is_contiguous() and down_XDF.is_contiguous()
         if not takes or ids_Tk.dtype is not torch.int64 or weights_Tk.dtype is not torch.float32:
             return None
-        if (
-            self._most_bf16_rows is not None
-            and w_bf16
-            and self._most_bf16_rows * len(down_XDF) < ids_Tk.numel()
-        ):
+        if w_bf16 and self._leaves_experts(len(down_XDF), ids_Tk):
             return None
         y_TD = x_TD.new_empty(x_TD.shape)
         X, D, F = down_XDF.shape
@@ -303,4 +317,49 @@ class Native:
                 down_XDF.data_ptr(), y_TD[part].data_ptr(), len(x), ids.shape[1], X, F, D, x.stride()[0],
                 act == "gelu_tanh", _IS_BF16[x.dtype], w_bf16,
             )  # fmt: skip
+        return y_TD
+
+    def expert_pairs(
+        self,
+        x_TD: Tensor,
+        ids_Tk: Tensor,
+        arena_SB: Tensor,
+        slots_X: Tensor,
+        layout: ExpertLayout,
+        pairs_PD: Tensor,
+        act: str,
+    ) -> bool:
+        """Fill the rows of pairs whose expert has a slot; activations stay float32 between the two products."""
+        if act not in ("silu", "gelu_tanh") or not (_is_matrix(x_TD) and x_TD.shape[1] == layout.hidden):
+            return False
+        is_arena = arena_SB.dtype is torch.uint8 and arena_SB.dim() == 2 and arena_SB.stride()[1] == 1
+        if not is_arena or not arena_SB.is_cpu or arena_SB.shape[1] < layout.record_bytes:
+            return False
+        if ids_Tk.dtype is not torch.int64 or slots_X.dtype is not torch.int64 or not slots_X.is_contiguous():
+            return False
+        is_pairs = pairs_PD.dtype is torch.float32 and pairs_PD.is_contiguous()
+        if not is_pairs or pairs_PD.shape != (ids_Tk.numel(), layout.hidden) or len(ids_Tk) != len(x_TD):
+            return False
+        if layout.format == "bfloat16" and self._leaves_experts(len(slots_X), ids_Tk):
+            return False
+        k, fields = ids_Tk.shape[1], _layout_fields(layout)
+        for start in range(0, len(x_TD), MOE_TOKENS):
+            x, ids = x_TD[start : start + MOE_TOKENS], ids_Tk[start : start + MOE_TOKENS].contiguous()
+            self._run(
+                self._pairs, _PAIRS, x.data_ptr(), ids.data_ptr(), arena_SB.data_ptr(), slots_X.data_ptr(),
+                pairs_PD[start * k :].data_ptr(), len(x), k, len(slots_X), len(arena_SB), x.stride()[0],
+                arena_SB.stride()[0], act == "gelu_tanh", _IS_BF16[x.dtype], *fields,
+            )  # fmt: skip
+        return True
+
+    def combine_pairs(self, pairs_PD: Tensor, weights_Tk: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Weighted sum of each token's rows in the order of its choices."""
+        takes = pairs_PD.dtype is torch.float32 and weights_Tk.dtype is torch.float32 and dtype in _IS_BF16
+        if not takes or not pairs_PD.is_contiguous() or len(pairs_PD) != weights_Tk.numel():
+            return None
+        (T, k), D, weights = weights_Tk.shape, pairs_PD.shape[1], weights_Tk.contiguous()
+        y_TD = pairs_PD.new_empty((T, D), dtype=dtype)
+        self._combine(
+            _COMBINE(pairs_PD.data_ptr(), weights.data_ptr(), y_TD.data_ptr(), T, k, D, _IS_BF16[dtype])
+        )
         return y_TD

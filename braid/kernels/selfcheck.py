@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from braid.core.experts import FORMATS, ExpertLayout
 from braid.kernels import reference
 from braid.kernels.native import Native
 
@@ -58,6 +59,33 @@ def _moe_pair(native: Native, dtype: torch.dtype) -> tuple[Tensor | None, Tensor
     return got, reference.moe_ffn(x, ids, weights, gate_up, down)
 
 
+def _records(layout: ExpertLayout, count: int) -> Tensor:
+    """Records whose numbers lie in [-1, 1)."""
+    record = torch.zeros(count, layout.record_bytes, dtype=torch.uint8)
+    for part, (offset, size) in enumerate(layout.parts):
+        room = record[:, offset : offset + size]
+        if not layout.is_quantised:
+            dtype = getattr(torch, layout.format)
+            room.copy_(_numbers(count, size // dtype.itemsize, dtype=dtype).view(torch.uint8))
+        elif part % 2:
+            scales = torch.full((count, size // 2), 2.0**-7 if layout.format == "int8" else 2.0**-3)
+            room.copy_(scales.bfloat16().view(torch.uint8))
+        else:
+            room.copy_(_numbers(count, size) * 120 + 128)
+    return record
+
+
+def _expert_pair(native: Native, dtype: torch.dtype, format: str) -> tuple[Tensor | None, Tensor]:
+    """Two experts of four, one of them with more rows than one tile takes."""
+    layout, x = ExpertLayout(format, 96, 64), _numbers(20, 96, dtype=dtype)
+    ids, slots = torch.tensor([[0, 3], [1, 3]]).repeat(10, 1), torch.tensor([2, -1, -1, 0])
+    got, wanted = torch.zeros(2, 40, 96)
+    arena = _records(layout, 3)
+    taken = native.expert_pairs(x, ids, arena, slots, layout, got, "silu")
+    reference.expert_pairs(x, ids, arena, slots, layout, wanted)
+    return got if taken else None, wanted
+
+
 def _pairs(native: Native, dtype: torch.dtype) -> dict[str, tuple[Tensor | None, Tensor]]:
     """Kernel -> (native result, reference result)."""
     x, weight, norm = _numbers(5, 96, dtype=dtype), _numbers(50, 96, dtype=dtype), _numbers(96)
@@ -77,6 +105,11 @@ def _pairs(native: Native, dtype: torch.dtype) -> dict[str, tuple[Tensor | None,
         "argmax": (native.argmax(x), reference.argmax(x)),
         "paged_attention": _attention_pair(native, dtype),
         "moe_ffn": _moe_pair(native, dtype),
+        **{f"expert_pairs {name}": _expert_pair(native, dtype, name) for name in FORMATS},
+        "combine_pairs": (
+            native.combine_pairs(_numbers(10, 50), _numbers(5, 2), dtype),
+            reference.combine_pairs(_numbers(10, 50), _numbers(5, 2), dtype),
+        ),
     }
 
 

@@ -3,6 +3,8 @@
 // Every output element is one vector accumulator that walks K from the front and is summed across its lanes at the end. That
 // order depends on nothing but K and the variant's width: not on M, the row's place, the blocking or the number of threads.
 // Blocking along K parks whole accumulators in scratch and so leaves the order as it is.
+//
+// W is any type of weights that can do what `Matrix` can: compute a tile of the product where they lie, and widen a block.
 #pragma once
 #include "rows.h"
 
@@ -124,36 +126,61 @@ struct Tiles<0, WT> {
     static INLINE void go(int, const float *const *, const WT *const *, int64_t, bool, bool, vf *, v4f *) {}
 };
 
-// How the product is cut; depends on its shape alone.
+// How the product is cut; depends on its shape and the type of its weights alone.
 struct Cut {
-    bool many, k_cut;
+    bool many, k_cut, widens;
     int64_t n_block, k_block, m_block;
-    Cut(int64_t M, int64_t K)
-        : many(M > FEW_ROWS), k_cut(many && K > K_WHOLE), n_block(many ? N_BLOCK : NR),
-          k_block(k_cut ? round_up(K / ((K + K_BLOCK - 1) / K_BLOCK), 2 * W) : max64(K, 1)), m_block(k_cut ? M_BLOCK : M) {}
+    template <class Weights>
+    static Cut of(int64_t M, int64_t K) { return Cut(M, K, Weights::FEW, Weights::UNIT, Weights::WIDENS); }
+
+  private:
+    Cut(int64_t M, int64_t K, int64_t few, int64_t unit, bool widens_blocks)
+        : many(M > few), k_cut(many && K > K_WHOLE), widens(many && widens_blocks), n_block(many ? N_BLOCK : NR),
+          k_block(k_cut ? round_up(K / ((K + K_BLOCK - 1) / K_BLOCK), unit) : max64(K, 1)), m_block(k_cut ? M_BLOCK : M) {}
 };
 
 // One thread's scratch.
 struct Space {
     vf *parked;
     float *wide;
-    Space(Arena &arena, int64_t M, int64_t K, bool w_is_bf16) {
-        const Cut cut(M, K);
+    Space(Arena &arena, const Cut &cut) {
         parked = arena.take<vf>(cut.k_cut ? M_BLOCK * N_BLOCK : MR * NR);
-        wide = arena.take<float>(cut.many && w_is_bf16 ? N_BLOCK * padded(cut.k_block) : 0);
+        wide = arena.take<float>(cut.widens ? N_BLOCK * padded(cut.k_block) : 0);
+    }
+};
+
+// Rows of plain numbers, one after another.
+template <class T>
+struct Matrix {
+    typedef T Order;                           // rows of x are prepared as for weights of this type
+    static constexpr int64_t FEW = FEW_ROWS;   // up to so many rows of x, W is multiplied where it lies
+    static constexpr int64_t UNIT = 2 * W;     // blocks along K are multiples of this
+    static constexpr bool WIDENS = sizeof(T) == 2;
+    const T *w;
+    int64_t ld;
+
+    INLINE Matrix from(int64_t n, int64_t k) const { return {w + n * ld + k, ld}; }
+    INLINE const char *row(int64_t n) const { return (const char *)(w + n * ld); }
+    INLINE int64_t row_bytes() const { return ld * (int64_t)sizeof(T); }
+    // Rows n, n + 1, ... times rows of x. Past the end: the last row again, its results are dropped.
+    INLINE void tile(int64_t n, int count, int rows, const float *const *x, int64_t length, bool first, bool last, vf *parked,
+                     v4f *sums) const {
+        const T *at[NR];
+        for (int i = 0; i < NR; ++i) at[i] = w + (n + (i < count ? i : count - 1)) * ld;
+        Tiles<MR, T>::go(rows, x, at, length, first, last, parked, sums);
     }
 };
 
 // Rows of W as float32 in the order in which a tile would widen them; float32 weights are used where they are.
 struct Block {
-    const float *rows;
-    int64_t ld, length;
+    Matrix<float> rows;
+    int64_t length;
 };
-INLINE Block widen_block(const float *w, int64_t ld, int64_t, int64_t length, float *) { return {w, ld, length}; }
-inline Block widen_block(const bf16 *w, int64_t ld, int64_t rows, int64_t length, float *wide) {
+INLINE Block widen_block(const Matrix<float> &w, int64_t, int64_t length, float *) { return {w, length}; }
+inline Block widen_block(const Matrix<bf16> &w, int64_t rows, int64_t length, float *wide) {
     const int64_t to = padded(length);
-    for (int64_t n = 0; n < rows; ++n) Prepare<bf16, bf16>::row(w + n * ld, wide + n * to, length, to);
-    return {wide, to, to};
+    for (int64_t n = 0; n < rows; ++n) Prepare<bf16, bf16>::row(w.from(n, 0).w, wide + n * to, length, to);
+    return {{wide, to}, to};
 }
 
 struct Range {  // columns [n0, n1) of the result, rows [m0, m1), and K from k0 on
@@ -172,8 +199,9 @@ INLINE void fetch(const char *p, int64_t from, int64_t to, bool one_pass) {
         for (; from < to; from += 64) __builtin_prefetch(p + from, 0, 2);
 }
 
-template <class WT, class Sink>
-INLINE void gemm_range(const Rows &x, const WT *w, int64_t ldw, int64_t length, const Range &r, vf *parked, Sink &sink) {
+// w begins at row n0 and column k0.
+template <class Weights, class Sink>
+INLINE void gemm_range(const Rows &x, const Weights &w, int64_t length, const Range &r, vf *parked, Sink &sink) {
     for (int64_t m = r.m0; m < r.m1; m += MR) {
         const int rows = (int)min64(MR, r.m1 - m);
         const int64_t from = r.next_bytes * (m - r.m0) / (r.m1 - r.m0), to = r.next_bytes * (m + rows - r.m0) / (r.m1 - r.m0);
@@ -183,18 +211,16 @@ INLINE void gemm_range(const Rows &x, const WT *w, int64_t ldw, int64_t length, 
         for (int i = 0; i < rows; ++i) xr[i] = x.at(m + i) + r.k0;
         for (int64_t n = r.n0; n < r.n1; n += NR, parked += r.park ? MR * NR : 0) {
             const int count = (int)min64(NR, r.n1 - n);
-            const WT *wr[NR];  // past the end: the last row again, its results are dropped
-            for (int i = 0; i < NR; ++i) wr[i] = w + (n - r.n0 + (i < count ? i : count - 1)) * ldw;
-            Tiles<MR, WT>::go(rows, xr, wr, length, r.k0 == 0, r.last, parked, sums);
+            w.tile(n - r.n0, count, rows, xr, length, r.k0 == 0, r.last, parked, sums);
             for (int i = 0; r.last && i < rows; ++i) sink(m + i, n, count, sums[i]);
         }
     }
 }
 
-// Columns [n0, n1) for all M rows; w is [., K].
-template <class WT, class Sink>
-void gemm_columns(const Rows &x, int64_t M, const WT *w, int64_t K, int64_t n0, int64_t n1, const Space &space, Sink sink) {
-    const Cut cut(M, K);
+// Columns [n0, n1) for all M rows; w has K columns.
+template <class Weights, class Sink>
+void gemm_columns(const Rows &x, int64_t M, const Weights &w, int64_t K, int64_t n0, int64_t n1, const Space &space, Sink sink) {
+    const Cut cut = Cut::of<Weights>(M, K);
     for (int64_t n = n0; n < n1; n += cut.n_block)
         for (int64_t m = 0; m < M; m += cut.m_block)
             for (int64_t k = 0; k < max64(K, 1); k += cut.k_block) {
@@ -202,13 +228,12 @@ void gemm_columns(const Rows &x, int64_t M, const WT *w, int64_t K, int64_t n0, 
                 const int64_t n_end = min64(n1, n + cut.n_block), next_rows = min64(n1, n_end + cut.n_block) - n_end;
                 const bool ahead = m == 0 && k == 0 && (cut.many || K <= K_WHOLE);
                 const Range range{n, n_end, m, min64(M, m + cut.m_block), k, k + length == K, cut.k_cut,
-                                  (const char *)(w + n_end * K), ahead ? next_rows * K * (int64_t)sizeof(WT) : 0};
-                const WT *rows = w + n * K + k;
+                                  w.row(n_end), ahead ? next_rows * w.row_bytes() : 0};
                 if (cut.many) {
-                    const Block block = widen_block(rows, K, n_end - n, length, space.wide);
-                    gemm_range(x, block.rows, block.ld, block.length, range, space.parked, sink);
+                    const Block block = widen_block(w.from(n, k), n_end - n, length, space.wide);
+                    gemm_range(x, block.rows, block.length, range, space.parked, sink);
                 } else {
-                    gemm_range(x, rows, K, length, range, space.parked, sink);
+                    gemm_range(x, w.from(n, k), length, range, space.parked, sink);
                 }
             }
 }
@@ -244,7 +269,8 @@ int64_t linear_typed(const LinearArgs &a) {
     float *prepared = arena.take<float>(a.M * Kp);
     float *bias = a.bias ? arena.take<float>(a.N) : nullptr;
     Arena own = arena;
-    for (int i = 0; i < team; ++i) Space(arena, a.M, a.K, a.w_is_bf16 != 0);
+    const Cut cut = Cut::of<Matrix<WT>>(a.M, a.K);
+    for (int i = 0; i < team; ++i) Space(arena, cut);
     if (!arena.fits()) return arena.used;
     const int64_t per_member = team ? (arena.used - own.used) / team : 0;
 
@@ -258,9 +284,9 @@ int64_t linear_typed(const LinearArgs &a) {
     run_team(team, [&](int member, int) {
         Arena mine = own;
         mine.used += member * per_member;
-        const Space space(mine, a.M, a.K, a.w_is_bf16 != 0);
+        const Space space(mine, cut);
         for (int64_t i; (i = next.take()) < parts;)
-            gemm_columns(rows, a.M, (const WT *)a.weight, a.K, units * i / parts * NR, min64(a.N, units * (i + 1) / parts * NR),
+            gemm_columns(rows, a.M, Matrix<WT>{(const WT *)a.weight, a.K}, a.K, units * i / parts * NR, min64(a.N, units * (i + 1) / parts * NR),
                          space, sink);
     });
     return 0;

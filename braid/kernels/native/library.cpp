@@ -4,7 +4,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Raised whenever an argument block changes.
-EXPORT int64_t braid_abi_version() { return 2; }
+EXPORT int64_t braid_abi_version() { return 3; }
 
 // Variants that were compiled in and run on this processor, best first, separated by spaces.
 EXPORT const char *braid_supported_isas() {
