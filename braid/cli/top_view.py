@@ -12,6 +12,7 @@ from rich.text import Text
 from braid.cli.top_data import History, Scrape, buckets
 from braid.cli.top_experts import EXPERT_LINES, experts
 from braid.cli.top_parts import Part, bar, clock, legend, pairs, panel, row, seconds, spark
+from braid.cli.top_phases import decision
 from braid.cli.top_programs import RETENTION_LINES, programs, retention
 
 _PHASES = (("waiting", "yellow"), ("prefill", "magenta"), ("decode", "green"))
@@ -148,7 +149,7 @@ def _tokens(history: History, width: int) -> Panel:
         ("total in", int(now.value("prompt_tokens_total")), ""),
         ("out", int(now.value("generation_tokens_total")), ""),
     )
-    return panel(f"tokens, last {history.span:.0f} s", Group(table, _lanes(history), sums))
+    return panel(f"tokens, last {history.span:.0f} s", Group(table, _lanes(history), sums), decision(now))
 
 
 def _lanes(history: History) -> Text:

@@ -19,6 +19,7 @@ from typing import BinaryIO
 from braid.core.errors import BraidError
 from braid.core.hashing import Hasher
 from braid.policy.agents.program import Finish, ProgramId
+from braid.policy.phases.policy import Decided
 from braid.sched.event_log import EventLines, Line, head
 from braid.sched.observer import TurnStart, TurnStop
 
@@ -70,6 +71,10 @@ class AgentLog:
 
     def told(self, program: ProgramId, finish: Finish, now: float) -> None:
         self._put(now, lambda: self._lines.told(program, finish, now))
+
+    def decided(self, decided: Decided) -> None:
+        """How the phases share the machine has changed."""
+        self._put(decided.demand.now, lambda: self._lines.decided(decided))
 
     def close(self) -> None:
         """Write what is queued."""

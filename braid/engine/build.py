@@ -25,6 +25,7 @@ from braid.core.spec import ModelSpec
 from braid.device.machine import probe, usable_cores
 from braid.engine.agent_log import AgentLog
 from braid.engine.core import EngineCore
+from braid.engine.division_log import DivisionLog
 from braid.engine.experts import Wanted, hold_experts, wanted_experts
 from braid.engine.grammar import Grammars
 from braid.engine.guidance import Vocabulary
@@ -39,6 +40,7 @@ from braid.policy.agents.policy import AgentPolicy
 from braid.policy.agents.wishes import acted_on
 from braid.policy.fit import MemoryPlan, fit
 from braid.policy.phases.catalog import phases_policy
+from braid.policy.phases.curves import CORES, SMS
 from braid.policy.phases.fixed import Mixed
 from braid.runner.kv_store import KVStore
 from braid.runner.partition import Partition, open_partition
@@ -107,7 +109,7 @@ def _build(
     plan = plan_memory(config, spec, dtype, device, wanted)
     limits = _scheduler_config(config, plan)
     # What is unknown, or does not work here, is an error before anything is loaded.
-    is_split = make_policies(config, has_lower=False).phases.is_split
+    is_split = make_policies(config, has_lower=False, device=device).phases.is_split
     partition = pick_partition(config, device, needs_lanes=is_split)
     limits = replace(limits, num_units=partition.num_units, num_layers=spec.num_layers)
     model = build_model(checkpoint.config, dtype=dtype, device=device)
@@ -122,7 +124,7 @@ def _build(
         model.kv_shapes, num_blocks=plan.num_blocks, block_size=config.block_size, dtype=dtype, device=device
     )
     lower = open_tiers(config, model, kv, {**checkpoint.config, **experts.marks}, faults=faults)
-    policies = make_policies(config, has_lower=bool(lower.sizes))
+    policies = make_policies(config, has_lower=bool(lower.sizes), device=device)
     if is_split and not partition.has_lanes:
         policies, is_split = replace(policies, phases=Mixed()), False
     if is_split and device.type == "cuda":
@@ -133,7 +135,9 @@ def _build(
     )
     limits = replace(limits, **{f"num_{name}_blocks": count for name, count in lower.sizes.items()})
     log = open_agent_log(config, limits, policies)
-    scheduler = Scheduler(limits, policies, faults=faults, observer=log, kept=lower.kept)
+    scheduler = Scheduler(
+        limits, policies, faults=faults, observer=log, kept=lower.kept, decided=DivisionLog(log)
+    )
     pooling = pick_pooling(config.pooling, checkpoint)
     info = replace(
         _describe(config, spec, plan, dtype, device, pooling, policies.agents),
@@ -183,18 +187,19 @@ def pick_partition(config: EngineConfig, device: torch.device, *, needs_lanes: b
     return partition
 
 
-def make_policies(config: EngineConfig, *, has_lower: bool) -> Policies:
+def make_policies(config: EngineConfig, *, has_lower: bool, device: torch.device) -> Policies:
     """The policies that the configuration names, and the costs that they learn.
 
     Args:
         has_lower: whether there is a tier below the device.
+        device: what a part of it costs, before that is measured, follows from its kind.
 
     Raises:
         InvalidParameterError: there is no policy of that name.
     """
     costs = LearntCosts(has_lower=has_lower)
     wishes = (inf if limit is None else limit / 1000 for limit in (config.slo_ttft_ms, config.slo_tbt_ms))
-    phases = phases_policy(config.phases, Slo(*wishes))
+    phases = phases_policy(config.phases, Slo(*wishes), SMS if device.type == "cuda" else CORES)
     return Policies(agents=agent_policy(config.agent_policy, costs), phases=phases, costs=costs)
 
 

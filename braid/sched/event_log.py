@@ -6,6 +6,8 @@ Format, version 1. A line is an object with ``event`` and, but for the first, ``
     start  turn, program, parent, tokens, blocks, like, found, origins {name: tokens}, waited_s, again, evicted
     stop   turn, program, tokens, blocks, like, reason
     told   program, finish
+    division  mixed, prefill_units, decode_units, chunk, why, decodes, context, prompt_tokens, waited_s: how prefill and
+           decode share the machine from now on, while both have work, and what that was decided for
 
 ``blocks`` is the number of the turn's full blocks (that it could find, when it starts; that have content, when it
 stops). ``like`` = [turn, n] says that the first n of them are the first n blocks of an earlier line of that turn, which
@@ -21,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from braid.policy.agents.program import Finish, ProgramId
+from braid.policy.phases.policy import Decided
 from braid.sched.observer import Origins, TurnStart, TurnStop
 
 VERSION = 1
@@ -77,6 +80,22 @@ class EventLines:
 
     def told(self, program: ProgramId, finish: Finish, now: float) -> Line:
         return {"event": "told", "t": round(now, 6), "program": self._name(program), "finish": finish.value}
+
+    def decided(self, decided: Decided) -> Line:
+        demand, division = decided
+        return {
+            "event": "division",
+            "t": round(demand.now, 6),
+            "mixed": division.is_mixed,
+            "prefill_units": division.prefill_units,
+            "decode_units": division.decode_units,
+            "chunk": division.max_prefill,
+            "why": division.why,
+            "decodes": demand.num_decodes,
+            "context": demand.num_context,
+            "prompt_tokens": demand.num_prefill,
+            "waited_s": round(demand.waited_s, 6),
+        }
 
     def _named(self, program: ProgramId | None) -> str | None:
         return None if program is None else self._name(program)

@@ -5,13 +5,13 @@ Pure bookkeeping over the decisions of ``braid.policy.phases``; which requests a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple
 
 from braid.core.step import Layers, StepPlan, StepResult
 from braid.policy.agents.costs import attended_pairs
-from braid.policy.phases.policy import Demand, Division, Phases, StepSeen
+from braid.policy.phases.policy import Decided, Demand, Division, Phases, StepSeen
 from braid.sched.config import COMPUTING, DECODE, MIXED, PREFILL
 from braid.sched.entry import Entry
 from braid.sched.queue import WaitingQueue
@@ -29,10 +29,21 @@ class Lanes:
 
     Args:
         num_units: of the machine: cores, or groups of SMs.
+        max_num_batched_tokens: of a step.
+        decided: hears of every change.
     """
 
-    def __init__(self, phases: Phases, num_units: int) -> None:
-        self.phases, self._num_units = phases, num_units
+    def __init__(
+        self,
+        phases: Phases,
+        num_units: int,
+        max_num_batched_tokens: int,
+        decided: Callable[[Decided], None] | None = None,
+    ) -> None:
+        self.phases, self._num_units, self._decided = phases, num_units, decided
+        self._budget = max_num_batched_tokens
+        self._told: tuple[bool, int, int] | None = None
+        """The shape that ``decided`` has heard of last."""
         self.flights: dict[str, Flight] = {}
         self._shared: set[str] = set()
         """Lanes in flight beside which another one computed."""
@@ -47,10 +58,17 @@ class Lanes:
     def divide(self, running: Sequence[Entry], waiting: WaitingQueue, now: float) -> tuple[Demand, Division]:
         """One division for all lanes that are planned together: else each could leave the work to another."""
         if self._asked is None:
-            demand = demand_of(running, waiting, self._num_units, now)
+            demand = demand_of(running, waiting, self._num_units, self._budget, now)
             self.division = self.phases.divide(demand)
             self._asked = demand, self.division
+            self._tell(demand, self.division)
         return self._asked
+
+    def _tell(self, demand: Demand, division: Division) -> None:
+        shape = (division.is_mixed, division.prefill_units, division.decode_units)
+        if self._decided is not None and demand.num_prefill and demand.num_decodes and shape != self._told:
+            self._told = shape
+            self._decided(Decided(demand, division))
 
     def units(self, lane: str, division: Division, demand: Demand) -> int:
         """How much of the machine a free lane may have now; 0 if it is to wait."""
@@ -84,7 +102,9 @@ class Lanes:
         return flight, is_shared
 
 
-def demand_of(running: Sequence[Entry], waiting: WaitingQueue, num_units: int, now: float) -> Demand:
+def demand_of(
+    running: Sequence[Entry], waiting: WaitingQueue, num_units: int, budget: int, now: float
+) -> Demand:
     """What there is to compute; see there."""
     num_decodes = num_context = num_prefill = 0
     oldest = now
@@ -116,6 +136,7 @@ def demand_of(running: Sequence[Entry], waiting: WaitingQueue, num_units: int, n
         now - oldest,
         tbt_s,
         ttft_s,
+        budget,
     )
 
 

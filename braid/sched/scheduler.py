@@ -25,7 +25,7 @@ Rules:
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from braid.core.errors import InvalidParameterError, OverloadedError
@@ -37,7 +37,7 @@ from braid.core.step import Layers, SampledToken, StepPlan, StepResult, Work
 from braid.policy.admission import PoolLoad
 from braid.policy.agents.describe import described
 from braid.policy.agents.program import Finish, ProgramId
-from braid.policy.phases.policy import Division
+from braid.policy.phases.policy import Decided, Division
 from braid.sched.block_pool import BlockPool
 from braid.sched.config import COMPUTING, DECODE, MIXED, PREFILL, TIER, Policies, SchedulerConfig
 from braid.sched.entry import Begun, Entry, ending
@@ -112,6 +112,7 @@ class Scheduler:
     Args:
         faults: what tests let go wrong in here.
         observer: hears of every turn.
+        decided: hears of every change of how the phases share the machine.
         kept: by tier, slots with blocks from an earlier life and their keys, see ``LowerTier``.
     """
 
@@ -123,6 +124,7 @@ class Scheduler:
         faults: Faults | None = None,
         observer: Observer | None = None,
         kept: Mapping[str, Iterable[tuple[int, bytes]]] | None = None,
+        decided: Callable[[Decided], None] | None = None,
     ) -> None:
         self.config = config
         policies = policies or Policies()
@@ -147,7 +149,7 @@ class Scheduler:
         self._retention = Retention(self._pool, agents.retention, programs, ranks, self._transfers)
         self._entries: dict[str, Entry] = {}
         self._running: list[Entry] = []
-        self._lanes = Lanes(policies.phases, config.num_units)
+        self._lanes = Lanes(policies.phases, config.num_units, config.max_num_batched_tokens, decided)
         self._has_preempted = False
         """Whether the latest decodes have taken blocks from somebody."""
         self._now = float("-inf")

@@ -24,7 +24,8 @@ def run(tmp_path: Path, *flags: str) -> dict[str, Any]:
 
 def test_ways_and_wishes_side_by_side_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wishes = ("--slo-tbt-ms", "30,1000", "--slo-ttft-ms", "5000")
-    report = run(tmp_path, *BURST, *wishes, "--phases", "mixed,static:50/50,auto")
+    limit = ("--max-num-batched-tokens", "8192")
+    report = run(tmp_path, *BURST, *wishes, *limit, "--phases", "mixed,static:50/50,auto")
     shown = capsys.readouterr().out
     assert "between tokens: 30 ms" in shown
     assert "roofline estimate from data sheets, never checked on this GPU" in shown

@@ -106,6 +106,22 @@ braid_lane_busy_seconds_total{{lane="decode"}} {decode}
     assert "mixed ×" not in shown
 
 
+def test_the_latest_decision_about_phases_is_shown() -> None:
+    state = """
+braid_policy_state{{quantity="phases_predicted_tbt_seconds"}} 0.058
+braid_policy_state{{quantity="phases_target_tbt_seconds"}} {target}
+braid_policy_state{{quantity="phases_chunk_tokens"}} 64.0
+braid_policy_state{{quantity="phases_prompt_tokens"}} 4000.0
+"""
+    seen = []
+    for target in (0.0, 0.09):
+        known = History()
+        known.add(parse(text(100) + state.format(target=target), 0.0))
+        known.add(parse(text(300) + state.format(target=target), 2.0))
+        seen.append("58 ms of 90, chunks 64 of 4.0k" in shown(known))
+    assert seen == [False, True]
+
+
 EXPERTS = """
 braid_experts{{}} 6144.0
 braid_expert_slots{{}} 1536.0

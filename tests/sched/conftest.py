@@ -10,6 +10,7 @@ import pytest
 from braid.core.request import Delta, Request
 from braid.core.sampling import SamplingParams
 from braid.core.step import SampledToken, StepPlan, StepResult
+from braid.policy.phases.policy import Decided
 from braid.sched.config import MIXED, Policies, SchedulerConfig
 from braid.sched.observer import Observer
 from braid.sched.scheduler import Scheduler
@@ -43,11 +44,17 @@ class Crank:
     """A scheduler whose steps are taken by hand; every step checks the scheduler's integrity."""
 
     def __init__(
-        self, policies: Policies | None = None, observer: Observer | None = None, **config: Any
+        self,
+        policies: Policies | None = None,
+        observer: Observer | None = None,
+        decided: Callable[[Decided], None] | None = None,
+        **config: Any,
     ) -> None:
         defaults = {"num_blocks": 16, "block_size": 4, "max_num_seqs": 4, "max_num_batched_tokens": 16}
         defaults |= {"max_model_len": 40, "watermark": 0.0}
-        self.scheduler = Scheduler(SchedulerConfig(**(defaults | config)), policies, observer=observer)
+        self.scheduler = Scheduler(
+            SchedulerConfig(**(defaults | config)), policies, observer=observer, decided=decided
+        )
         self.now = 0.0
         self.deltas: list[Delta] = []
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from braid.core.step import SampledToken, StepPlan, StepResult
 from braid.policy.phases.fixed import PrefillFirst, Static
-from braid.policy.phases.policy import Demand, Division, Phases, StepSeen
+from braid.policy.phases.policy import Decided, Demand, Division, Phases, StepSeen
 from braid.sched.config import COMPUTING, DECODE, MIXED, PREFILL, Policies
 
 
@@ -49,8 +49,10 @@ class Lanes:
     """A crank with all lanes."""
 
     def __init__(self, make_crank: Any, phases: Phases, **config: Any) -> None:
+        self.decided: list[Decided] = []
         self.crank = make_crank(
             Policies(phases=phases),
+            decided=self.decided.append,
             **({"num_units": 4, "num_layers": 4, "max_num_batched_tokens": 16} | config),
         )
         self.scheduler = self.crank.scheduler
@@ -139,6 +141,12 @@ def test_one_step_for_both_waits_for_the_lanes(make_crank: Any) -> None:
     assert units(lanes.plan()) == {MIXED: 4}
     told.division = SPLIT
     assert units(lanes.plan()) == {}, "nothing runs beside a mixed step"
+    assert [decided.division for decided in lanes.decided] == [SPLIT, MIX, SPLIT]
+    assert [decided.demand.num_prefill for decided in lanes.decided] == [12, 12, 8]
+    assert all(decided.demand.num_decodes == 1 for decided in lanes.decided), (
+        "alone there is nothing to decide"
+    )
+    assert all(decided.demand.max_num_batched_tokens == 16 for decided in lanes.decided)
 
 
 def test_decodes_wait_where_prompts_come_first(make_crank: Any) -> None:

@@ -119,6 +119,8 @@ class Auto:
         """The latest that was not 0."""
         self._is_new = True
         self._division = Division(True, 1, 1, WHOLE)
+        self._decided, self._target_s, self._num_prefill = self._division, 0.0, 0
+        """Of the latest decision while both phases had work."""
 
     # -- what it is told -----------------------------------------------------------------------------------
 
@@ -142,6 +144,7 @@ class Auto:
             aim = self._aim(demand)
             wanted = self._best(demand, aim)
             division = self._divided(self._settle(demand, aim, wanted), demand, aim)
+            self._decided, self._target_s, self._num_prefill = division, aim.target_s, demand.num_prefill
         else:
             division = self._alone(demand)
         self._switching.divided()
@@ -182,7 +185,8 @@ class Auto:
             return split
         if split.tbt_s > mixed.tbt_s:
             return mixed
-        crumb = min(CRUMB * self._bias(0), demand.num_prefill)
+        room = demand.max_num_batched_tokens - demand.num_decodes
+        crumb = min(CRUMB * self._bias(0), demand.num_prefill, room)
         if mixed.tbt_s > aim.target_s * (1 + 1e-9) or mixed.chunk < crumb:
             return split
         # The rest of a prompt always fits at last; that is no reason to compute it otherwise than it was begun.
@@ -225,6 +229,7 @@ class Auto:
         target = max(aim.target_s, alone * (1 + late) if alone < aim.target_s else 2 * alone)
         chunk = self._latency.chunk("mixed", units, units, prompts, decodes, target)
         chunk = max(chunk, min(SMALLEST_CHUNK, prompts.num))
+        chunk = max(1, min(chunk, demand.max_num_batched_tokens - demand.num_decodes))
         load = decodes._replace(num_prefill=chunk, num_pairs=prompts.pairs(chunk))
         seconds = self._latency.step_s("mixed", units, units, load)
         return Choice(True, units, chunk, seconds, chunk / seconds)
@@ -252,7 +257,7 @@ class Auto:
         units, prompts = demand.num_units, _prompts(demand)
         limit = min(LANE_STEP_S, TTFT_PART * aim.ttft_s)
         chunk = self._latency.chunk("prefill", size, units, prompts, Load(), limit, is_shared=True)
-        chunk = max(chunk, min(SMALLEST_LANE_CHUNK, prompts.num))
+        chunk = min(max(chunk, min(SMALLEST_LANE_CHUNK, prompts.num)), demand.max_num_batched_tokens)
         load = Load(chunk, prompts.pairs(chunk))
         seconds = self._latency.step_s("prefill", size, units, load, is_shared=True)
         return Choice(False, size, chunk, self._decode_s(demand, size), chunk / seconds)
@@ -295,14 +300,15 @@ class Auto:
     # -- what it tells -------------------------------------------------------------------------------------
 
     def describe(self) -> Mapping[str, float]:
-        division = self._division
-        predicted = division.predicted_tbt_s
+        division, decided = self._division, self._decided
         return {
             "phases_is_mixed": float(division.is_mixed),
             "phases_prefill_units": division.prefill_units,
             "phases_decode_units": division.decode_units,
-            "phases_chunk_tokens": 0 if division.max_prefill == WHOLE else division.max_prefill,
-            "phases_predicted_tbt_seconds": 0.0 if predicted is None else predicted,
+            "phases_chunk_tokens": 0 if decided.max_prefill == WHOLE else decided.max_prefill,
+            "phases_predicted_tbt_seconds": decided.predicted_tbt_s or 0.0,
+            "phases_target_tbt_seconds": self._target_s,
+            "phases_prompt_tokens": self._num_prefill,
             "phases_switches": self._switching.num,
             "phases_step_error": self._latency.residual,
             **self._attained.describe(),

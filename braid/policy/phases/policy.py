@@ -24,6 +24,7 @@ class Demand(NamedTuple):
         waited_s: since the arrival of the oldest running request that has no token yet; 0 without one.
         tbt_s, ttft_s: the strictest wishes among those that decode, and among those that have no token yet; infinite
             where nobody said anything.
+        max_num_batched_tokens: that one step computes at most.
     """
 
     now: float
@@ -36,6 +37,7 @@ class Demand(NamedTuple):
     waited_s: float
     tbt_s: float
     ttft_s: float
+    max_num_batched_tokens: int = 1 << 30
 
 
 class Division(NamedTuple):
@@ -61,6 +63,13 @@ class Division(NamedTuple):
     why: str = ""
     predicted_tbt_s: float | None = None
     num_layers: int = 0
+
+
+class Decided(NamedTuple):
+    """A division that differs from the one before it, while both phases had work, and what it was decided for."""
+
+    demand: Demand
+    division: Division
 
 
 class StepSeen(NamedTuple):

@@ -211,6 +211,17 @@ def test_usual_loads_settle_within_ten_steps(
     assert phases.describe()["phases_switches"] <= 3
 
 
+@pytest.mark.parametrize("num_units", [1, 2, 16])
+def test_no_chunk_is_longer_than_a_step(num_units: int) -> None:
+    """What is foreseen of one that cannot be would be wrong."""
+    for can_mix in (True, False):
+        phases, machine = Auto(Slo(tbt_s=30.0), can_mix=can_mix), Machine(1e-4, 10e-3)
+        asked = demand(num_units=num_units, max_num_batched_tokens=48)
+        for division, tbt in list(machine.run(phases, asked, 60))[20:]:
+            assert division.max_prefill == 48 - 4 * division.is_mixed
+            assert num_units > 1 or division.predicted_tbt_s == pytest.approx(tbt, rel=0.1)
+
+
 def test_lanes_shrink_only_when_their_own_step_has_ended() -> None:
     phases, machine = Auto(Slo(tbt_s=0.3), can_mix=False), Machine(2e-3, 20e-3)
     *_, (wide, _) = machine.run(phases, demand(num_units=16), 40)
