@@ -16,13 +16,16 @@ KV_BYTES = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSizes:
-    """A decoder with grouped-query attention and gated MLPs.
+    """A decoder with gated MLPs, and with grouped-query attention unless another's sizes are given.
 
     Args:
         mlp: hidden size of the MLP, or of one expert.
         num_experts, top_k: 0 and 0 for a dense model.
         tied: whether the embeddings are the head, too.
         context: tokens that it was made for.
+        shared: hidden size of the experts that every token uses, all together; 0 for none.
+        dense_layers, dense_mlp: the first layers have no experts, but an MLP of this hidden size.
+        layer_attention, layer_kv: weights, and KV numbers of a token, in one layer of another kind of attention.
     """
 
     name: str
@@ -37,17 +40,37 @@ class ModelSizes:
     num_experts: int = 0
     top_k: int = 0
     tied: bool = False
+    shared: int = 0
+    dense_layers: int = 0
+    dense_mlp: int = 0
+    layer_attention: int | None = None
+    layer_kv: int | None = None
+
+    @property
+    def moe_layers(self) -> int:
+        return self.layers - self.dense_layers if self.num_experts else 0
+
+    @property
+    def expert_weights(self) -> int:
+        """Of one."""
+        return 3 * self.hidden * self.mlp
 
     @property
     def attention_weights(self) -> int:
         """Of all layers; with the router, where there is one."""
-        per_layer = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return self.layers * (per_layer + self.hidden * self.num_experts)
+        per_layer = self.layer_attention or 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * per_layer + (self.layers - self.dense_layers) * self.hidden * self.num_experts
+
+    @property
+    def always_weights(self) -> int:
+        """Of MLPs that every token uses beside its experts."""
+        shared = (self.layers - self.dense_layers) * self.shared
+        return 3 * self.hidden * (shared + self.dense_layers * self.dense_mlp)
 
     @property
     def mlp_weights(self) -> int:
         """Of all layers' MLPs, or of one expert in each."""
-        return self.layers * 3 * self.hidden * self.mlp
+        return (self.layers - self.dense_layers) * self.expert_weights
 
     @property
     def head_weights(self) -> int:
@@ -57,11 +80,12 @@ class ModelSizes:
     def num_weights(self) -> int:
         """Norms and biases left out."""
         embeddings = self.head_weights * (1 if self.tied else 2)
-        return embeddings + self.attention_weights + self.mlp_weights * max(1, self.num_experts)
+        mlps = self.always_weights + self.mlp_weights * max(1, self.num_experts)
+        return embeddings + self.attention_weights + mlps
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * KV_BYTES
+        return self.layers * (self.layer_kv or 2 * self.kv_heads * self.head_dim) * KV_BYTES
 
     def touched_weights(self, num_tokens: int) -> float:
         """Weights of the layers that ``num_tokens`` tokens of one step use; of experts the number expected if each
@@ -69,12 +93,13 @@ class ModelSizes:
         if not self.num_experts:
             return self.attention_weights + self.mlp_weights
         missed = (1 - self.top_k / self.num_experts) ** num_tokens
-        return self.attention_weights + self.mlp_weights * self.num_experts * (1 - missed)
+        always = self.attention_weights + self.always_weights
+        return always + self.mlp_weights * self.num_experts * (1 - missed)
 
     @property
     def used_weights(self) -> int:
         """Weights of the layers that one token is multiplied with."""
-        return self.attention_weights + self.mlp_weights * max(1, self.top_k)
+        return self.attention_weights + self.always_weights + self.mlp_weights * max(1, self.top_k)
 
 
 def _llama(name: str, layers: int, hidden: int, heads: int, mlp: int) -> ModelSizes:
@@ -101,6 +126,15 @@ MODELS: Mapping[str, ModelSizes] = MappingProxyType(
             ModelSizes(
                 name="mixtral-8x7b", layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128, mlp=14_336,
                 vocab=32_000, context=32_768, num_experts=8, top_k=2,
+            ),
+            ModelSizes(
+                name="qwen2-57b-a14b", layers=28, hidden=3584, heads=28, kv_heads=4, head_dim=128, mlp=2560,
+                vocab=151_936, context=32_768, num_experts=64, top_k=8, shared=20_480,
+            ),
+            ModelSizes(
+                name="deepseek-v2-lite", layers=27, hidden=2048, heads=16, kv_heads=16, head_dim=128, mlp=1408,
+                vocab=102_400, context=32_768, num_experts=64, top_k=6, shared=2816, dense_layers=1, dense_mlp=10_944,
+                layer_attention=2048 * 16 * 192 + 2048 * 576 + 512 * 16 * 256 + 16 * 128 * 2048, layer_kv=576,
             ),
             ModelSizes(
                 name="smollm2-135m", layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, mlp=1536,

@@ -16,6 +16,8 @@ STATED = {
     "qwen2.5-7b": 7.62,
     "mixtral-8x7b": 46.7,
     "smollm2-135m": 0.135,
+    "qwen2-57b-a14b": 57.4,
+    "deepseek-v2-lite": 15.7,
 }
 
 

@@ -79,6 +79,15 @@ def makespan(
     return max(fast_s, slow_s)
 
 
+def landings(
+    activated: Sequence[Activated], times: ExpertTimes, plan: DispatchPlan, *, backlog_s: float = 0.0
+) -> dict[int, float]:
+    """When each of a plan's transfers ends, in seconds."""
+    needed = {one.expert: one for one in activated}
+    slow_s = _slow_s([needed[expert].load for expert in plan.slow], times)
+    return _landings(needed, times, plan.fast, plan.fetch, slow_s, backlog_s)
+
+
 def gain(
     activated: Sequence[Activated],
     expert: int,

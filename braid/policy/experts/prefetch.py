@@ -13,6 +13,7 @@ queued: the holder asks again whenever the link is idle, so a demanded expert wa
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from heapq import nlargest
 from typing import NamedTuple, Protocol
 
 from braid.core.experts import ExpertShape
@@ -35,6 +36,8 @@ HORIZON = 8
 """Steps in which one that went may be missed."""
 MOST_WORTH = 3.0
 """One that goes is not thought to be missed more than so much likelier than others."""
+TRIED = 3
+"""Of the experts that gain most; others would have the same costs."""
 WEIGHED = 2
 """Loads per layer that are weighed: the heaviest gain most."""
 
@@ -187,21 +190,20 @@ class Prefetcher:
         """What to read now, if anything. Whoever is returned counts as in flight until ``landed``."""
         if not link_idle or self._in_flight is not None or not self.trial.is_on:
             return None
-        best: Prefetch | None = None
-        best_score = 0.0
+        candidates = []
         for layer, by_distance in self._foretold.items():
             distance = min(by_distance)
             told = by_distance[distance]
             for expert, gain_s in self._gains(layer, told, times):
-                found = self._weighed(expert, distance, gain_s, times)
-                score = told.scores.get(expert, 0.0)
-                if found is not None and (
-                    best is None or (found.value_s, score, -expert) > (best.value_s, best_score, -best.expert)
-                ):
-                    best, best_score = found, score
-        if best is not None:
-            self._begin(best)
-        return best
+                value_s = self.precision(distance) * gain_s
+                candidates.append((value_s, told.scores.get(expert, 0.0), -expert, distance))
+        costs_s = self._delay_s(times) + self._predict_s.value if candidates else 0.0
+        for value_s, _, negative, distance in nlargest(TRIED, candidates):
+            found = self._with_room(-negative, value_s - costs_s, distance, times)
+            if found is not None:
+                self._begin(found)
+                return found
+        return None
 
     def describe(self) -> dict[str, float | str]:
         """What was learnt, for whoever watches."""
@@ -233,10 +235,8 @@ class Prefetcher:
             found += [(expert, gain_s) for expert in by_load[load]]
         return found
 
-    def _weighed(self, expert: int, distance: int, gain_s: float, times: ExpertTimes) -> Prefetch | None:
+    def _with_room(self, expert: int, value_s: float, distance: int, times: ExpertTimes) -> Prefetch | None:
         """None if it does not pay."""
-        precision = self.precision(distance)
-        value_s = precision * gain_s - self._delay_s(times) - self._predict_s.value
         if value_s <= 0:
             return None
         if self.residency.has_room(expert):
@@ -244,7 +244,7 @@ class Prefetcher:
         victim = self.residency.victim_of(expert)
         if victim is None or self._is_foretold(victim):
             return None
-        value_s -= self._loss_s(victim, precision, times)
+        value_s -= self._loss_s(victim, self.precision(distance), times)
         return Prefetch(expert, victim, value_s) if value_s > 0 else None
 
     def _is_foretold(self, expert: int) -> bool:
