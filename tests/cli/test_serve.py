@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,13 @@ class Server(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(tiny_llama: Path) -> Iterator[Server]:
-    words = [*COMMAND, str(tiny_llama), *SMALL, "--served-model-name", "tiny"]
+    with serving(tiny_llama) as running:
+        yield running
+
+
+@contextmanager
+def serving(model: Path, *options: str) -> Iterator[Server]:
+    words = [*COMMAND, str(model), *SMALL, "--served-model-name", "tiny", *options]
     env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=env) as process:
         lines: list[str] = []
@@ -95,6 +102,29 @@ def test_sigterm_ends_it_in_order(server: Server) -> None:
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(PATIENCE) == 0
     assert not any("Traceback" in line for line in server.lines)
+
+
+def test_a_converted_model_is_served_with_a_part_of_its_experts(
+    tiny_moe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "converted"
+    assert main(["convert", str(tiny_moe), "--experts", "int8", "--out", str(folder)]) == 0
+    with serving(folder, "--expert-memory", "25%") as server:
+        answer = complete(server)
+        assert answer.status_code == 200
+        assert answer.json()["usage"]["completion_tokens"] == 4
+        assert any("experts: 16 of 0.0287 MB (int8), 4 slots" in line for line in server.lines)
+        metrics = httpx.get(f"{server.url}/metrics").text
+        assert re.search(r"^braid_expert_slots\{.*\} 4\.0$", metrics, re.MULTILINE)
+        assert re.search(
+            r'^braid_expert_read_bytes_total\{.*cause="prefill".*\} [1-9]', metrics, re.MULTILINE
+        )
+        info = re.search(r"^braid_expert_policy_info\{(.*)\}", metrics, re.MULTILINE)
+        assert info is not None
+        assert 'policy="mrs"' in info[1]
+        capsys.readouterr()
+        assert main(["top", server.url, "--once", "--interval", "0.1"]) == 0
+        assert "of 16 = 25%" in capsys.readouterr().out
 
 
 def test_a_port_in_use_is_said_before_the_model_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
