@@ -23,6 +23,8 @@ from braid.runner.partition import TeamSeat
 ENOUGH = 1500
 """Steps of which a cost is read."""
 WARM_UP = 50
+SWITCH = "submit to start, other units"
+"""What a new division costs a lane that is idle."""
 
 
 class Step(NamedTuple):

@@ -61,6 +61,19 @@ def test_tokens_in_time() -> None:
     assert twice["goodput"] == found["goodput"]
 
 
+def test_the_contract_of_the_json() -> None:
+    """What others read of it, per workload and mode; a mode that there was no time for is left out."""
+    course = Course([asked("long", 0.0, [0.5, 0.6, 0.8])], begin=0.0, end=2.0)
+    options = argparse.Namespace(**vars(LIMITS), modes=["auto", "mixed"])
+    runs = {"burst": {"auto": [phases.Run(course, Steps(), 1.0)], "mixed": []}}
+    found = phases.summed(runs, options)
+    assert set(found["workloads"]["burst"]) == {"auto"}
+    mode = found["workloads"]["burst"]["auto"]
+    for name in ("tbt_ms", "ttft_ms"):
+        assert list(mode[name]) == ["p50", "p90", "p99", "max"]
+    assert all(mode[name] > 0 for name in ("decode_tok_s", "prefill_tok_s", "goodput"))
+
+
 def numbers(ttft: float, tbt: float, goodput: float) -> phases.Numbers:
     return {
         "ttft_ms": {"p50": ttft},
@@ -76,11 +89,15 @@ def test_lanes_are_compared_with_the_chunk_of_their_ttft() -> None:
         "mixed": numbers(500, 900, 5),
         "mixed:64": numbers(1040, 300, 10),
         "mixed:32": numbers(2000, 200, 12),
+        "layered:1": numbers(980, 225, 15),
+        "layered:3": numbers(700, 250, 16),
         "prefill-first": numbers(480, 4000, 4),
         "static:50/50": numbers(1000, 100, 19),
         "auto": numbers(1000, 150, 20),
     }
     result = phases.versus(found)
+    assert result["tuned_serial"]["mode"] == "layered:1", "of two with that TTFT the one with shorter gaps"
+    assert result["tuned_serial"]["tbt_p99"] == 1.5
     assert result["tuned_mixed"]["mode"] == "mixed:64"
     assert result["tuned_mixed"]["is_equal_ttft"]
     assert result["tuned_mixed"]["tbt_p99"] == 2
