@@ -46,7 +46,6 @@ def expert_cache(
     Args:
         scope: ``global``: all layers share the slots; ``layer``: each has an equal part.
         experts: of ``static``: who stays; None: those used most in the first ``learning_steps`` steps of their layer.
-            It needs a slot table that bypasses (`braid.policy.experts.slots.SlotTable`).
         future: of ``belady``: the experts of every routing to come, in order.
 
     Raises:
@@ -57,7 +56,8 @@ def expert_cache(
             f"scope of experts {scope!r} is not known; choices: {', '.join(SCOPES)}", param="scope"
         )
     if name == STATIC:
-        return RankedCache(name, scope, shape, Placement(shape, experts, learning_steps), edge=EDGE)
+        placement = Placement(shape, experts, learning_steps)
+        return RankedCache(name, scope, shape, placement, bypasses=True, edge=EDGE)
     if name == ORACLE:
         if future is None:
             raise InvalidParameterError(

@@ -42,6 +42,11 @@ class ExpertCache(Protocol):
         """``global``: all layers share the slots; ``layer``: each has an equal part."""
         ...
 
+    @property
+    def bypasses(self) -> bool:
+        """A miss that is worth less than every possible victim had better not be admitted."""
+        ...
+
     def routed(self, routed: Routed) -> None:
         """A layer's router has chosen."""
         ...

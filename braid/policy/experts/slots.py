@@ -125,7 +125,7 @@ class SlotTable:
         floor: slots of a layer that other layers never take; None: ``top_k`` if there are so many for every layer, or
             else none.
         bypass: a miss that is worth less than every possible victim is not admitted, unless its layer is below its
-            floor. Without it every miss is, as long as anybody may go.
+            floor. Without it every miss is, as long as anybody may go. None: as the cache wishes.
 
     Raises:
         InvalidParameterError: a number that cannot be.
@@ -138,7 +138,7 @@ class SlotTable:
         cache: ExpertCache,
         *,
         floor: int | None = None,
-        bypass: bool = True,
+        bypass: bool | None = None,
     ) -> None:
         _require_slots(num_slots)
         if floor is not None and floor < 0:
@@ -156,7 +156,7 @@ class SlotTable:
         self.prefetches = Prefetches()
         self.evictions = Evictions()
         self._wished_floor = floor
-        self._bypass = bypass
+        self._bypass = cache.bypasses if bypass is None else bypass
         self._free = list(range(num_slots))
         self._retired: list[int] = []
         self._news: list[int] = []

@@ -22,17 +22,19 @@ class Rules(NamedTuple):
     """When a miss is admitted.
 
     Args:
-        floor: slots of a layer that others never take; None: as the server has it.
+        floor: slots of a layer that others never take.
         bypass: a miss that is worth less than its victim is not admitted.
+
+    None: as the server has it (`braid.policy.experts.slots.SlotTable`).
     """
 
     floor: int | None
-    bypass: bool
+    bypass: bool | None
 
 
 EVERY_MISS = Rules(floor=0, bypass=False)
 """As published comparisons count: every miss is admitted, and no layer has a floor."""
-SERVED = Rules(floor=None, bypass=True)
+SERVED = Rules(floor=None, bypass=None)
 """As a server does."""
 RULES = {"every-miss": EVERY_MISS, "served": SERVED}
 
@@ -77,7 +79,8 @@ def replay(routes: Routes, policy: str, slots: int, *, scope: str, rules: Rules 
     rules = EVERY_MISS if policy == ORACLE else rules
     future = [route.experts for route in routes.routes] if policy == ORACLE else None
     cache = expert_cache(policy, shape, scope=scope, future=future)
-    table = SlotTable(shape, slots, cache, floor=rules.floor, bypass=rules.bypass or policy == STATIC)
+    bypass = True if policy == STATIC else rules.bypass
+    table = SlotTable(shape, slots, cache, floor=rules.floor, bypass=bypass)
     for route in routes.routes:
         demand = table.use(routed_of(route))
         for load in demand.loads:
