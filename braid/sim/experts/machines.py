@@ -141,7 +141,7 @@ class ExpertMachine:
 
 
 XEON10 = Cpu(name="xeon-5220r-10", flops=10 * 2.2e9 * 128, bandwidth=6 * 8 * 2666e6)
-FITTED_SHARE = 0.085
+FITTED_SHARE = 0.084
 """Of the CPU's memory bandwidth: about 11 GB/s. See above, and ``tests/sim/experts/test_machines.py``."""
 MACHINES: Mapping[str, ExpertMachine] = MappingProxyType(
     {
