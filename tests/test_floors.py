@@ -13,7 +13,7 @@ import braid
 ROOT = Path(__file__).parent.parent
 PURE = ("core", "policy", "sched", "sim")
 HTTP_PROCESS = ("server", "text", "checkpoint", "engine.client", "engine.protocol", "models.spec")
-MAKES_TENSORS = {"braid.checkpoint.weights"}
+MAKES_TENSORS = {f"braid.checkpoint.{name}" for name in ("convert", "quantise", "weights")}
 
 LOADED = """
 import importlib, json, sys
