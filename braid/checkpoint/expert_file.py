@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import mmap
 import os
@@ -341,8 +342,11 @@ class ExpertWriter:
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(folder, f".{self.path.name}-*.tmp")
             check_space(folder, self.size_bytes)
             made = tempfile.mkstemp(dir=folder, prefix=f".{self.path.name}-", suffix=".tmp")
+            with contextlib.suppress(OSError):  # held until the descriptor is closed, however its process ends
+                fcntl.flock(made[0], fcntl.LOCK_SH)
             os.fchmod(made[0], _ACCESS_MODE)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -405,6 +409,15 @@ class ExpertWriter:
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         return CheckpointError(f"{self.path}: cannot be written: {error.strerror or error}")
+
+
+def _remove_abandoned(folder: Path, pattern: str) -> None:
+    """Files of writers that were killed; those that are being written are locked."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_size:  # one that is about to be locked is empty
+                path.unlink()
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -71,9 +71,10 @@ def _stored(weight_RC: Tensor, layout: ExpertLayout) -> tuple[Tensor, Tensor | N
     rows, columns = weight_RC.shape
     groups_RGC = weight_RC.reshape(rows, -1, layout.group_of(columns))
     scales_RG = _scales(groups_RGC, LARGEST[layout.format])
-    # 0 / 0 where a group holds only zeros.
-    q_RC = (groups_RGC / scales_RG.float().unsqueeze(-1)).nan_to_num_(0.0, 0.0, 0.0).round_().flatten(1)
-    q_RC = q_RC.clamp_(-LARGEST[layout.format], LARGEST[layout.format]).to(torch.int8)
+    # Where the scale is 0, all numbers of the group are too small to be anything but 0.
+    steps_RG1 = scales_RG.float().masked_fill_(scales_RG == 0, 1.0).unsqueeze(-1)
+    largest = LARGEST[layout.format]
+    q_RC = (groups_RGC / steps_RG1).round_().clamp_(-largest, largest).to(torch.int8).flatten(1)
     return (q_RC if layout.format == "int8" else _nibbles(q_RC)), scales_RG
 
 

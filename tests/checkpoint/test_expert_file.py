@@ -98,6 +98,18 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
+    path = tmp_path / EXPERT_FILE
+    (tmp_path / f".{EXPERT_FILE}-dead.tmp").write_bytes(b"some")
+    (tmp_path / ".other.braid-dead.tmp").write_bytes(b"some")
+    with ExpertWriter(path, SHAPE, LAYOUT, source="") as first:
+        first.write(0, record(0))
+        with ExpertWriter(path, SHAPE, LAYOUT, source="") as second:
+            assert len(list(tmp_path.glob(f".{EXPERT_FILE}-*"))) == 2
+            second.write(0, record(0))
+    assert [file.name for file in tmp_path.iterdir()] == [".other.braid-dead.tmp"]
+
+
 def test_an_incomplete_file_cannot_be_committed(tmp_path: Path) -> None:
     with ExpertWriter(tmp_path / EXPERT_FILE, SHAPE, LAYOUT, source="") as writer:
         writer.write(0, record(0))

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from braid.checkpoint.expert_file import ExpertWriter, open_experts
 from braid.checkpoint.open import open_checkpoint
 from braid.checkpoint.source import local_source
 from braid.checkpoint.weights import iter_weights
 from braid.core.errors import CheckpointError
+from braid.core.experts import ExpertLayout, ExpertShape
 
 MUTANTS = 300
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
@@ -71,6 +73,27 @@ def test_safetensors_mutants(hf_folder: Any, tmp_path: Path) -> None:
         file.write_bytes(mutate(data, int.from_bytes(data[:8], "little") + 8, rng))
         loaded += try_to_load(folder)
     assert 0 < loaded < MUTANTS
+
+
+def test_expert_file_mutants(tmp_path: Path) -> None:
+    shape, layout, path = ExpertShape(2, 3, 1), ExpertLayout("int8", 32, 32), tmp_path / "experts.braid"
+    with ExpertWriter(path, shape, layout, source="a test") as writer:
+        for expert in range(shape.total):
+            writer.write(expert, bytes([expert]) * layout.record_bytes)
+        start = writer.commit().start
+    data, buffer = path.read_bytes(), bytearray(layout.record_bytes)
+    rng, read = random.Random(4), 0
+    for _ in range(MUTANTS):
+        path.write_bytes(mutate(data, start, rng))
+        try:
+            file = open_experts(path)
+            for expert in range(shape.total):
+                file.read_into(expert, buffer)
+                assert set(buffer) == {expert}
+                read += 1
+        except CheckpointError:
+            continue
+    assert 0 < read < MUTANTS * shape.total
 
 
 def test_config_mutants(hf_folder: Any, tmp_path: Path) -> None:
