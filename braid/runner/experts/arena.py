@@ -165,6 +165,7 @@ class DeviceArena:
         view: memoryview = here.record_B.numpy().data
         return view
 
+    @torch.inference_mode()
     def landed(self, row: int) -> None:
         """Behind all kernels that may still read what was in the row."""
         here = self._here
@@ -189,6 +190,7 @@ class DeviceArena:
         with self._lock:
             self._readers[stream.cuda_stream] = end
 
+    @torch.inference_mode()
     def grow(self, num_rows: int) -> None:
         if num_rows <= len(self.rows_RB):
             return

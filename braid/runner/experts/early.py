@@ -65,12 +65,16 @@ class Early:
         if self._prefetcher is not None:
             self._prefetcher.predicted(told.layer, distance, told.loads, told.scores, seconds)
 
-    def next(self, tally: Tally, link_s: float) -> Load | None:
-        """What to read now that the link is idle. ``landed`` must follow."""
+    def next(self, tally: Tally, record_s: float) -> Load | None:
+        """What to read now that the link is idle. ``landed`` must follow.
+
+        Args:
+            record_s: that a record takes on the link; 0 where nobody knows yet.
+        """
         prefetcher = self._prefetcher
-        if prefetcher is None or not tally.fast.count or not link_s:
+        if prefetcher is None or not tally.fast.count or not record_s:
             return None
-        times = ExpertTimes(link_s, link_s, tally.fast.value, 0.0, inf, 0.0)
+        times = ExpertTimes(record_s, record_s, tally.fast.value, 0.0, inf, 0.0)
         found = prefetcher.next(times, link_idle=True)
         if found is None:
             return None

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from typing import NamedTuple, TypeVar
 
 from braid.checkpoint.expert_file import ExpertFile
@@ -81,6 +82,7 @@ class Ledger:
         self._reads: dict[int, Read] = {}
         """Into slots, until they are settled."""
         self._failures: dict[int, _Failure] = {}
+        self._no_early_until = -inf
         self._tasks: list[Task] = []
         self._is_growing = self._is_closed = False
         self._clock = clock
@@ -203,8 +205,8 @@ class Ledger:
                 self._give_back()
                 self._read_early()
             except Exception as error:
-                logger.exception("the table of slots is broken")
-                read.error = ExpertReadError(f"the table of slots is broken: {error!r}")
+                logger.exception("the store of experts is broken")
+                read.error = ExpertReadError(f"the store of experts is broken: {error!r}")
             finally:
                 read.is_settled = True
                 self._changed.notify_all()
@@ -213,6 +215,8 @@ class Ledger:
         expert = read.expert
         if read.error is None:
             self._failures.pop(expert, None)
+        elif read.urgency is Cause.PREFETCH:  # who needs it later may find that it can be read
+            self._no_early_until = self._clock() + PAUSE_S
         else:
             before = self._failures.get(expert)
             self._failures[expert] = _Failure(before.reads + 1 if before else 1, self._clock(), read.error)
@@ -245,7 +249,12 @@ class Ledger:
 
     def _read_early(self) -> None:
         """Begin one read that nobody waits for, if the disk has nothing else to do."""
-        if self._is_closed or self._is_growing or not self.early.is_on:
+        if (
+            self._is_closed
+            or self._is_growing
+            or not self.early.is_on
+            or self._clock() < self._no_early_until
+        ):
             return
         if any(task.later for task in self._tasks) or not self.reader.is_idle:
             return
@@ -258,7 +267,7 @@ class Ledger:
     def _take_back(self, task: Task) -> None:
         """Steps wait for the disk now: what nobody waits for, and has not begun, is not read."""
         for expert, read in list(self._reads.items()):
-            if read.cause is Cause.PREFETCH and expert not in task.waiting and self.reader.drop(read):
+            if read.urgency is Cause.PREFETCH and expert not in task.waiting and self.reader.drop(read):
                 read.is_settled = True
                 del self._reads[expert]
                 self.table.failed(expert)

@@ -57,7 +57,7 @@ class Read:
     """One record on its way into a row. Whoever else needs it waits for the same one.
 
     Args:
-        cause: the most urgent of those who wait.
+        cause: why it was asked for; ``urgency``: that of the most urgent of those who wait now.
         stage: for the reader alone; ``is_settled``: the read is over, and its store has taken note.
     """
 
@@ -67,13 +67,17 @@ class Read:
     stage: Stage = Stage.QUEUED
     error: ExpertReadError | None = None
     is_settled: bool = False
+    urgency: Cause = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.urgency = self.cause
 
 
 @dataclass(slots=True)
 class ReaderTimes:
     """Since the start. ``busy_s``: at least one read was under way; ``read_s``: the sum over all reads.
 
-    ``bytes`` by cause, as it was when the read began.
+    ``bytes`` by cause.
     """
 
     reads: int = 0
@@ -170,8 +174,8 @@ class Reader:
     def urge(self, read: Read, cause: Cause) -> None:
         """Somebody with this cause waits for it too."""
         with self._wanted:
-            if read.stage is Stage.QUEUED and cause < read.cause:
-                read.cause = cause
+            if read.stage is Stage.QUEUED and cause < read.urgency:
+                read.urgency = cause
                 self._push(read)
                 self._wanted.notify()
 
@@ -209,12 +213,12 @@ class Reader:
 
     def _push(self, read: Read) -> None:
         self._pushed += 1
-        heappush(self._queue, (read.cause, self._pushed, read))
+        heappush(self._queue, (read.urgency, self._pushed, read))
 
     def _queued(self, below: Cause) -> bool:
         """Is there a read in the queue that is more urgent than ``below``?"""
         queue = self._queue
-        while queue and (queue[0][2].stage is not Stage.QUEUED or queue[0][2].cause is not queue[0][0]):
+        while queue and (queue[0][2].stage is not Stage.QUEUED or queue[0][2].urgency is not queue[0][0]):
             heappop(queue)
         return bool(queue) and queue[0][0] < below
 
@@ -228,13 +232,12 @@ class Reader:
     def _serve(self) -> None:
         while (read := self._next()) is not None:
             begin = time.perf_counter()
-            cause = read.cause
             try:
                 self._fill(read)
                 error = None
             except BaseException as reason:  # of this expert alone, whatever it is: the thread lives on
                 error = self._name(read, reason)
-            self._end(read, cause, error, begin)
+            self._end(read, error, begin)
             self._ended(read)
 
     def _next(self) -> Read | None:
@@ -245,29 +248,30 @@ class Reader:
                     read.stage = Stage.READING
                     if not any(self._under_way.values()):
                         self._busy_since = time.perf_counter()
-                    self._under_way[read.cause] += 1
+                    self._under_way[read.urgency] += 1
                     return read
                 self._wanted.wait()
             return None
 
-    def _end(self, read: Read, cause: Cause, error: ExpertReadError | None, begin: float) -> None:
+    def _end(self, read: Read, error: ExpertReadError | None, begin: float) -> None:
         with self._wanted:
             now, times = time.perf_counter(), self._times
-            self._under_way[cause] -= 1
+            self._under_way[read.urgency] -= 1  # which changes only while it is queued
             if not any(self._under_way.values()):
                 times.busy_s += now - self._busy_since
                 self._wanted.notify()  # the link is free for what nobody waits for
             times.reads += 1
             times.read_s += now - begin
-            times.bytes[cause] += self._file.layout.record_bytes
+            times.bytes[read.cause] += self._file.layout.record_bytes
             read.error = error
             read.stage = Stage.DONE if error is None else Stage.FAILED
             times.failed += error is not None
 
     def _name(self, read: Read, reason: BaseException) -> ExpertReadError:
-        text = str(reason) if isinstance(reason, BraidError) else f"{self._file.path}: {reason!r}"
-        if isinstance(reason, OSError):
-            text = f"{self._file.path}: {self._file.name(read.expert)} cannot be read: {reason.strerror}"
+        said = reason.strerror or repr(reason) if isinstance(reason, OSError) else repr(reason)
+        text = f"{self._file.path}: {self._file.name(read.expert)} cannot be read: {said}"
+        if isinstance(reason, BraidError):
+            text = str(reason)
         logger.error("%s", text)
         return ExpertReadError(text)
 

@@ -56,9 +56,7 @@ def run(store: ExpertStore, bare: Bare, steps: int = 4) -> None:
         (1000, 1, "lfru"),
     ],
 )
-def test_results_are_those_of_experts_in_memory(
-    bare: Bare, num_slots: int, staging: int, cache: str
-) -> None:
+def test_results_are_those_of_experts_in_memory(bare: Bare, num_slots: int, staging: int, cache: str) -> None:
     store = bare.store(num_slots, cache, staging=staging)
     run(store, bare)
     store.check_integrity(records=True)
@@ -88,7 +86,9 @@ def test_other_formats_give_the_same_bits_from_one_slot_as_from_all(tmp_path: Pa
 
 
 @pytest.mark.parametrize("num_held", range(7))
-def test_layers_that_mix_hits_misses_and_bypasses_weigh_every_expert_rightly(bare: Bare, num_held: int) -> None:
+def test_layers_that_mix_hits_misses_and_bypasses_weigh_every_expert_rightly(
+    bare: Bare, num_held: int
+) -> None:
     """Six experts are needed, ``num_held`` of them are in slots, two get one, and the rest gets none."""
     store = bare.store(min(num_held + 2, 6), staging=2, floor=0)
     needed = [0, 1, 2, 3, 4, 5]
@@ -174,7 +174,9 @@ def test_every_use_and_every_byte_is_counted_once(bare: Bare) -> None:
 def test_numbers_that_cannot_be_are_named(bare: Bare) -> None:
     with pytest.raises(InvalidParameterError, match="at least 0, got -1"):
         bare.store(-1)
-    with pytest.raises(InvalidParameterError, match="staging rows and readers must be at least 1, got 0 and 2"):
+    with pytest.raises(
+        InvalidParameterError, match="staging rows and readers must be at least 1, got 0 and 2"
+    ):
         bare.store(1, staging=0)
     with pytest.raises(InvalidParameterError, match="'always'"):
         bare.store(1, prefetch="always")
