@@ -60,6 +60,12 @@ class Replay:
         return sum(self.decode, Counts()).hit_rate
 
     @property
+    def bypass_rate(self) -> float:
+        """Of what decode wanted: computed without a slot."""
+        counts = sum(self.decode, Counts())
+        return counts.bypasses / counts.wanted if counts.wanted else 0.0
+
+    @property
     def by_layer(self) -> list[float]:
         return [counts.hit_rate for counts in self.decode]
 
