@@ -256,6 +256,7 @@ def test_a_disk_that_fails_costs_those_who_need_the_expert(
             for _ in range(3):
                 outcome = run(llm, prompts)
                 assert store.file.name(broken) in str(outcome[0])
+                assert str(store.file.path) not in str(outcome[0]), "that is for the log"
                 assert outcome[1:] == expected[1:]
         assert llm.stats().experts.failed_reads > 0  # type: ignore[union-attr]
         assert run(llm, prompts) == expected, "the disk is well again"

@@ -268,11 +268,13 @@ class Reader:
             times.failed += error is not None
 
     def _name(self, read: Read, reason: BaseException) -> ExpertReadError:
+        """Clients hear of the record, the log of the file as well: where it lies is nobody else's business."""
+        where = f"{self._file.path}: "
         said = reason.strerror or repr(reason) if isinstance(reason, OSError) else repr(reason)
-        text = f"{self._file.path}: {self._file.name(read.expert)} cannot be read: {said}"
+        text = f"{self._file.name(read.expert)} cannot be read: {said}"
         if isinstance(reason, BraidError):
-            text = str(reason)
-        logger.error("%s", text)
+            text = str(reason).removeprefix(where)
+        logger.error("%s%s", where, text)
         return ExpertReadError(text)
 
     def _fill_row(self, read: Read) -> None:
