@@ -55,14 +55,14 @@ SERVER_POINTS = frozenset(("server.render", "server.encode", "server.constraint"
 SERVER_POINTS |= {"server.reader", "server.feed", "server.finish", "server.bytes"}
 
 
-async def eventually(holds: Callable[[], Any]) -> None:
-    """Wait until something is so; ``holds`` may be a coroutine function."""
+async def eventually(holds: Callable[[], Any], every: float = 0.005) -> None:
+    """Wait until something is so; ``holds`` may be a coroutine function. Seconds between two questions: ``every``."""
     async with asyncio.timeout(PATIENCE):
         while True:
             held = holds()
             if await held if asyncio.iscoroutine(held) else held:
                 return
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(every)
 
 
 class Gate:

@@ -25,6 +25,8 @@ SMALL = ["--threads", "1", "--kv-cache-memory", "4MiB", "--offline", "--served-m
 BODY = {"model": "tiny", "prompt": "abc", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
 FULL = Path("/dev/full")
 HOUR = 3600.0
+START = 0.1
+"""Between two questions to a server whose engine starts: it takes seconds, and questions take them from it."""
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
@@ -85,7 +87,7 @@ async def test_nobody_reads_the_log(tiny_llama: Path) -> None:
                 engine = _engine(process.pid)
                 engine.send_signal(signal.SIGKILL)
                 await eventually(lambda: not engine.is_running())
-                await eventually(lambda: answers(client))
+                await eventually(lambda: answers(client), every=START)
             process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(process.wait, 60) == 0
         finally:
@@ -112,7 +114,7 @@ async def test_standard_error_was_closed_before_the_start(tiny_llama: Path, unus
             async with httpx.AsyncClient(
                 base_url=f"http://127.0.0.1:{unused_port}", timeout=PATIENCE
             ) as client:
-                await eventually(lambda: answers(client))
+                await eventually(lambda: answers(client), every=START)
             process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(process.wait, 60) == 0
         finally:

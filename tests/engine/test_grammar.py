@@ -460,9 +460,12 @@ def test_closing_tells_those_who_wait() -> None:
 WITHOUT = """
 import sys
 
+looked_for = []
+
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "llguidance":
+            looked_for.append(name)
             raise ModuleNotFoundError("not installed here", name=name)
 
 sys.meta_path.insert(0, Blocker())
@@ -472,15 +475,19 @@ from braid.core.errors import InvalidParameterError
 
 constraint = Constraint(kind=ConstraintKind.REGEX, source="a")
 with LLM({model!r}, **{options!r}) as llm:
+    llm.generate("Hello", SamplingParams(max_tokens=2))
+    assert not looked_for, "it would be loaded without a constraint"
+    assert llm._core._grammars._thread is None
     try:
         llm.generate("Hello", SamplingParams(constraint=constraint))
     except InvalidParameterError as error:
         print(error.param, error)
+    assert looked_for
     print(len(llm.generate("Hello", SamplingParams(max_tokens=5, ignore_eos=True))[0].token_ids))
 """
 
 
-def test_without_llguidance_everything_else_works(tiny_llama: Path) -> None:
+def test_only_constraints_load_llguidance_and_without_it_everything_else_works(tiny_llama: Path) -> None:
     script = textwrap.dedent(WITHOUT).format(model=str(tiny_llama), options=SMALL)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -488,17 +495,6 @@ def test_without_llguidance_everything_else_works(tiny_llama: Path) -> None:
     assert first.startswith("response_format ")
     assert "pip install 'llguidance" in first
     assert second == "5"
-
-
-def test_an_engine_without_constraints_does_not_load_llguidance(tiny_llama: Path) -> None:
-    script = (
-        "import sys\nfrom braid import LLM, SamplingParams\n"
-        f"with LLM({str(tiny_llama)!r}, **{SMALL!r}) as llm:\n"
-        "    llm.generate('Hello', SamplingParams(max_tokens=2))\n"
-        "    assert llm._core._grammars._thread is None\n"
-        "assert 'llguidance' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_limits_are_those_that_llguidance_knows() -> None:

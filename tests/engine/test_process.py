@@ -104,14 +104,6 @@ async def test_endings_and_programs_cross_the_socket(client: ProcessClient) -> N
         assert info.num_device_blocks == info.num_blocks >= 4
 
 
-async def test_what_a_dead_engine_is_told_is_lost_and_no_error(tiny_llama: Path) -> None:
-    client = await launch(config(tiny_llama))
-    await client.close()
-    await client.told(ProgramRef(owner="", program="p"), Finish.TEXT, None)
-    with pytest.raises(EngineDeadError):
-        await client.programs(None)
-
-
 async def test_verbs_and_new_answers_cross_the_socket(client: ProcessClient) -> None:
     program = ProgramRef(owner="key", program="p")
     assert await client.program(ProgramVerb.CLOSE, program) == Outcome(
@@ -239,7 +231,7 @@ async def test_an_answer_that_nobody_understands_ends_the_life(client: ProcessCl
     await until_ready(client)
 
 
-async def test_a_long_temporary_folder_is_no_obstacle(
+async def test_a_long_temporary_folder_is_no_obstacle_and_what_a_dead_engine_is_told_no_error(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = tmp_path / ("x" * 100)
@@ -248,6 +240,9 @@ async def test_a_long_temporary_folder_is_no_obstacle(
     engine = await launch(config(tiny_llama))
     await engine.close()
     assert list(long.iterdir()) == []
+    await engine.told(ProgramRef(owner="", program="p"), Finish.TEXT, None)
+    with pytest.raises(EngineDeadError):
+        await engine.programs(None)
 
 
 async def test_an_engine_that_cannot_start_says_why(tmp_path: Path, tiny_llama: Path) -> None:

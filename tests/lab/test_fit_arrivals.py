@@ -49,8 +49,8 @@ def test_each_mmpp_parameter_is_inside_in_90_of_100_seeds(quantum_s: float) -> N
 
 
 def test_three_states_fit_no_worse_than_two() -> None:
-    times = arrivals_until(TWO, POISSON, np.random.default_rng(1), 400.0)
-    data = Observed(times, ((0.0, 400.0),))
+    times = arrivals_until(TWO, POISSON, np.random.default_rng(1), 200.0)
+    data = Observed(times, ((0.0, 200.0),))
     assert fit_mmpp(data, 3).log_likelihood >= fit_mmpp(data, 2).log_likelihood - 1.0
 
 
