@@ -50,9 +50,9 @@ class Ledger:
 
         task = ledger.begin(routed, rows)
         try:
-            while (group := ledger.next(task)) is not None:
+            group = {}
+            while group := ledger.next(task, group, seconds):
                 ...                                     # compute the experts in these rows
-                ledger.computed(task, group, seconds)
         finally:
             ledger.finish(task)
 
@@ -148,14 +148,23 @@ class Ledger:
             task.later.popleft()
             task.staged.add(expert)
             task.waiting[expert] = read
-        if len(reads) > 1:
+        if reads:
             reads.sort(key=lambda read: -task.loads[read.expert])
-        self.reader.submit(reads)
+            self.reader.submit(reads)
 
-    def next(self, task: Task) -> dict[int, int] | None:
-        """Rows of the experts to compute next, as soon as there are any; None if all are computed."""
+    def next(self, task: Task, done: Mapping[int, int], seconds: float) -> Mapping[int, int]:
+        """Rows of the experts to compute next, as soon as there are any; nothing if all are computed.
+
+        Args:
+            done: what this gave before: computed by now, in so many seconds.
+
+        Raises:
+            ExpertReadError: one that is needed cannot be read.
+        """
         with self._changed:
             since = 0.0
+            if done:
+                self._computed(task, done, seconds)
             try:
                 while True:
                     self._start(task, [])
@@ -163,7 +172,7 @@ class Ledger:
                     if task.ready:
                         return task.take(max(1, self._staging.num_rows // 2))
                     if task.is_over:
-                        return None
+                        return {}
                     if self._is_closed:
                         raise ExpertReadError("the store of experts is closed")
                     since = since or time.perf_counter()
@@ -172,17 +181,16 @@ class Ledger:
                 if since:
                     self.tally.layers[task.layer].stall += time.perf_counter() - since
 
-    def computed(self, task: Task, group: Mapping[int, int], seconds: float) -> None:
-        """These were computed: nobody reads their rows for this task any more."""
-        with self._changed:
-            self.tally.layers[task.layer].compute += seconds
-            self.tally.fast.add(seconds / len(group))
-            staged = task.staged & group.keys()
-            for expert in staged:
-                self._staging.leave(expert)
-            task.staged -= staged
-            if staged:
-                self._changed.notify_all()
+    def _computed(self, task: Task, group: Mapping[int, int], seconds: float) -> None:
+        """Nobody reads their rows for this task any more."""
+        self.tally.layers[task.layer].compute += seconds
+        self.tally.fast.add(seconds / len(group))
+        staged = task.staged & group.keys()
+        for expert in staged:
+            self._staging.leave(expert)
+        task.staged -= staged
+        if staged:
+            self._changed.notify_all()
 
     def finish(self, task: Task) -> None:
         """However it ended."""
