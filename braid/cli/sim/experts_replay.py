@@ -24,7 +24,7 @@ def run(flags: ReplayFlags, out: Path | None) -> None:
     from braid.cli.trace.reading import write_json
 
     names = policies_of(flags.policy)
-    routes = read_routes(flags.trace)
+    routes = read_routes(flags.path)
     slots = slots_of(routes.shape, flags.slots, flags.fraction)
     runs = {
         name: replay(routes, name, slots, scope=flags.scope, rules=RULES[flags.rules])
@@ -92,7 +92,7 @@ def report_of(flags: ReplayFlags, routes: Routes, runs: Sequence[Replay], best: 
         "policies": rows,
         "rules": flags.rules,
         "ceiling": ceiling(routes.routes),
-        "trace": flags.trace.name,
+        "trace": flags.path.name,
         "model": PurePosixPath(routes.model).name,
         "shape": routes.shape._asdict(),
         "prefill_tokens": routes.num_tokens(is_prefill=True),

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 from braid.core.errors import InvalidParameterError
+from braid.policy.experts.catalog import DEFAULT
+from braid.sim.sizes import ModelSizes, model_named
 
 if TYPE_CHECKING:
+    from braid.cli.sim.experts import ReplayFlags
     from braid.sim.experts.study import Load
-    from braid.sim.sizes import ModelSizes
 
 TIMELINE = Group("Timeline", sort_key=2)
 VERSION = 1
+USUAL_FRACTION = 0.25
 LABEL = "simulated; nothing was measured"
 
 
@@ -61,29 +64,52 @@ class TimelineFlags:
     ] = 32
     seed: Annotated[int, Parameter(group=TIMELINE, help="Of synthetic routing and of predictions.")] = 0
 
+    def check_unused(self) -> None:
+        """
+        Raises:
+            InvalidParameterError: something was said of a timeline that is not simulated.
+        """
+        usual = TimelineFlags()
+        for field in fields(self):
+            if getattr(self, field.name) != getattr(usual, field.name):
+                raise InvalidParameterError(
+                    f"--{field.name} is of the timeline: add --timeline", param=field.name
+                )
 
-def run_timeline(
-    flags: TimelineFlags,
-    *,
-    trace: Path | None,
-    policy: str,
-    scope: str,
-    fraction: float,
-    json: Path | None,
-) -> None:
+
+def run_timeline(flags: TimelineFlags, replay: ReplayFlags, json: Path | None) -> None:
     """
     Args:
-        trace: recorded routing; None for a synthetic one.
+        replay: its trace is the routing, or a synthetic one where it is None; its policy and slots are the cache's.
 
     Raises:
         BraidError: a name or a number cannot be, or a file cannot be read; the text says which.
     """
-    from braid.cli.sim.agents_run import write
+    from braid.cli.trace.reading import write_json
 
-    report = timeline_report(flags, trace=trace, policy=policy, scope=scope, fraction=fraction)
+    policy = DEFAULT if replay.policy == type(replay)().policy else replay.policy
+    if "," in policy:
+        raise InvalidParameterError(f"--timeline simulates one --policy, got {policy}", param="policy")
+    fraction = _fraction(replay, model_named(flags.model).num_experts)
+    report = timeline_report(flags, trace=replay.trace, policy=policy, scope=replay.scope, fraction=fraction)
     if json is not None:
-        write(report, json)
+        write_json(report, json)
     _show(report)
+
+
+def _fraction(replay: ReplayFlags, per_layer: int) -> float:
+    if replay.slots is not None and replay.fraction is not None:
+        raise InvalidParameterError(
+            "say the size with --slots or with --fraction, not with both", param="slots"
+        )
+    if replay.slots is not None:
+        if not 1 <= replay.slots <= max(1, per_layer):
+            raise InvalidParameterError(
+                f"slots are counted per layer, and a layer has {per_layer} experts; got {replay.slots}",
+                param="slots",
+            )
+        return replay.slots / max(1, per_layer)
+    return USUAL_FRACTION if replay.fraction is None else replay.fraction
 
 
 def timeline_report(
@@ -93,7 +119,6 @@ def timeline_report(
     from braid.sim.experts.machines import costs_of
     from braid.sim.experts.study import BASELINE, PAPER, PAPER_MEAN, simulate, summary
     from braid.sim.experts.timeline import Parts
-    from braid.sim.sizes import model_named
 
     model = model_named(flags.model)
     costs = costs_of(flags.machine, model, flags.dtype)
