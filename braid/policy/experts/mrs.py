@@ -18,9 +18,9 @@ PAPER_ALPHA = 0.5
 class RecentScores:
     """``S <- alpha * TopP(s) + (1 - alpha) * S`` after every routing of the layer, S 0 at first.
 
-    ``TopP`` keeps the p largest scores and sets all others to 0; p is ``2 * top_k``, or as many as the step needs if
-    these are more: with several rows the scores are the rows' mean, and no expert that is needed may count as nothing.
-    Where the scores are not known, an expert's share of the rows stands for them.
+    ``TopP`` keeps the p largest scores, p = ``2 * top_k``, and sets all others to 0, but for experts that this step
+    needs: of several rows the scores are the mean, and who is needed by one of them may not be among its largest. Where
+    the scores are not known, an expert's share of the rows stands for them.
 
     Args:
         alpha: in (0, 1); how much the newest scores weigh.
@@ -34,9 +34,9 @@ class RecentScores:
 
     def told(self, routed: Routed) -> Iterable[int]:
         scores = routed.scores or _shares(routed.loads)
-        most = max(self._top_p, len(routed.loads))
-        if len(scores) > most:
-            scores = {expert: scores[expert] for expert in nlargest(most, scores, key=scores.__getitem__)}
+        if len(scores) > self._top_p:
+            best = nlargest(self._top_p, scores, key=scores.__getitem__)
+            scores = {expert: scores[expert] for expert in {*best, *routed.loads} if expert in scores}
         self._sums.step(routed.layer)
         for expert, score in scores.items():
             self._sums.earn(expert, self._alpha * score)
