@@ -210,6 +210,7 @@ def _write_experts(
     with ExpertWriter(path, found.shape, layout, source=source, identity=identity) as writer:
         for index, expert in enumerate(found.experts):
             writer.write(index, raw_bytes(_record(reader, expert, layout)))
+            reader.release()
             progress.advance(expert.num_bytes)
         return writer.commit()
 
@@ -235,6 +236,7 @@ def _write_dense(
         file.write(header_bytes(stored, {"format": "pt"}))
         for info in dense.values():
             file.write(raw_bytes(reader.read_kept(info, dtype).contiguous()))
+            reader.release()
             progress.advance(info.num_bytes)
 
 

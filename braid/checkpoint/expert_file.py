@@ -345,7 +345,9 @@ class ExpertWriter:
             _remove_abandoned(folder, f".{self.path.name}-*.tmp")
             check_space(folder, self.size_bytes)
             made = tempfile.mkstemp(dir=folder, prefix=f".{self.path.name}-", suffix=".tmp")
-            with contextlib.suppress(OSError):  # held until the descriptor is closed, however its process ends
+            with contextlib.suppress(
+                OSError
+            ):  # held until the descriptor is closed, however its process ends
                 fcntl.flock(made[0], fcntl.LOCK_SH)
             os.fchmod(made[0], _ACCESS_MODE)
         except OSError as error:

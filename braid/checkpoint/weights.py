@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +121,11 @@ class TensorReader:
         """
         return _convert(self._maps, info, dtype)
 
+    def release(self) -> None:
+        """What was read need no longer be resident; tensors that are views of it stay good."""
+        for mapped in self._maps.opened():
+            mapped.madvise(mmap.MADV_DONTNEED)
+
     def read_kept(self, info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
         """One tensor in the type of ``kept_dtype``."""
         return self.read(info, TORCH_DTYPES[kept_dtype(info, dtype)])
@@ -147,6 +152,9 @@ class _Maps:
 
     def __exit__(self, *exc: object) -> None:
         self._maps.clear()
+
+    def opened(self) -> Iterable[mmap.mmap]:
+        return self._maps.values()
 
     def get(self, extent: Extent) -> mmap.mmap:
         if extent.file not in self._maps:
