@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from braid.core.errors import InvalidParameterError
-from braid.policy.experts.catalog import DEFAULT
+from braid.core.experts import ExpertShape
+from braid.policy.experts.catalog import DEFAULT, expert_cache
 from braid.sim.sizes import ModelSizes, model_named
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def timeline_report(
     from braid.sim.experts.study import BASELINE, PAPER, PAPER_MEAN, simulate, summary
     from braid.sim.experts.timeline import Parts
 
+    expert_cache(policy, ExpertShape(1, 1, 1), scope=scope)  # a wrong name is said before anything is made
     model = model_named(flags.model)
     costs = costs_of(flags.machine, model, flags.dtype)
     parts = Parts(schedule=flags.schedule == "on", prefetch=flags.prefetch, policy=policy, scope=scope)
