@@ -10,7 +10,8 @@ Places in the engine, with their phases:
     ``admit`` (text, constraint, embedding), ``compile``;
     ``blocks`` (start, grow);
     ``batch``, ``forward``, ``head``, ``sample`` (prefill, decode, mixed), ``row``, ``score``, ``pool``;
-    ``mask`` (start, step).
+    ``mask`` (start, step);
+    ``experts.read`` (demand, prefill, prefetch).
 """
 
 from __future__ import annotations

@@ -24,10 +24,11 @@ class Predicted(NamedTuple):
 
 
 class _Here(threading.local):
-    """When this thread began the first layer of its step."""
+    """When this thread began the first layer of a step of decodes, and with how many rows; 0 before that."""
 
     def __init__(self) -> None:
         self.begin = 0.0
+        self.rows = 0
 
 
 class Early:
@@ -50,16 +51,20 @@ class Early:
 
     def routed(self, told: Told, rows: int) -> None:
         """Before the table is asked."""
-        prefetcher, here = self._prefetcher, self._here
+        prefetcher = self._prefetcher
         if prefetcher is None or told.is_prefill:
             return
-        now = time.perf_counter()
         if told.layer == 0:
-            if here.begin:
-                prefetcher.step_took(now - here.begin, rows)
-            here.begin = now
+            self._here.begin, self._here.rows = time.perf_counter(), rows
         missing = sum(self._table.slot_of(expert) == ABSENT for expert in told.loads)
         prefetcher.routed(told.layer, told.loads, missing)
+
+    def computed(self, layer: int) -> None:
+        """The thread that asked for this layer has it."""
+        here = self._here
+        if self._prefetcher is not None and here.begin and layer == self._table.shape.layers - 1:
+            self._prefetcher.step_took(time.perf_counter() - here.begin, here.rows)
+            here.begin = 0.0
 
     def predicted(self, told: Told, distance: int, seconds: float) -> None:
         if self._prefetcher is not None:

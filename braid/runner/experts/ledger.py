@@ -48,7 +48,7 @@ class Ledger:
 
     The course of one call of a layer::
 
-        task = ledger.begin(routed, rows)
+        task = ledger.begin(routed, rows, since)
         try:
             group = {}
             while group := ledger.next(task, group, seconds):
@@ -90,16 +90,16 @@ class Ledger:
             file, arena, self._settle, threads=readers, always_verify=always_verify, faults=faults
         )
 
-    def begin(self, routed: Routed, rows: int) -> Task:
+    def begin(self, routed: Routed, rows: int, since: float) -> Task:
         """Let the table decide, and start all reads that have a row.
 
         Args:
             rows: tokens of the batch.
+            since: when planning began (``time.perf_counter``).
 
         Raises:
             ExpertReadError: an expert that is needed has just failed, or the store is closed.
         """
-        begin = time.perf_counter()
         cause = Cause.PREFILL if routed.is_prefill else Cause.DEMAND
         task = Task(routed.layer, routed.loads, cause)
         with self._changed:
@@ -121,7 +121,7 @@ class Ledger:
             if reads or task.later:
                 self._take_back(task)
             self._start(task, reads)
-            self.tally.layers[routed.layer].planning += time.perf_counter() - begin
+            self.tally.layers[routed.layer].planning += time.perf_counter() - since
         return task
 
     def _check(self, experts: Iterable[int]) -> None:
@@ -202,6 +202,8 @@ class Ledger:
                 self._staging.leave(expert)
             self.table.release(task.loads)
             self._tasks.remove(task)
+            if task.is_over and task.cause is Cause.DEMAND:
+                self.early.computed(task.layer)
             self._give_back()
             self._changed.notify_all()
 

@@ -156,14 +156,13 @@ class ExpertStore:
         Raises:
             ExpertReadError: an expert that is needed cannot be read, or is not what was written.
         """
-        ledger, rows = self._ledger, len(x_TD)
-        task = ledger.begin(self._told(layer, routed, is_prefill), rows)
+        ledger, begin = self._ledger, time.perf_counter()
+        task = ledger.begin(self._told(layer, routed, is_prefill), len(x_TD), begin)
         try:
             if predict is not None and not is_prefill and self.wants_predictions:
                 self._foresee(predict)
             pairs_PD = self._pairs(routed.ids_Tk.numel(), x_TD)
             group: Mapping[int, int] = {}
-            begin = 0.0
             while group := ledger.next(task, group, time.perf_counter() - begin):
                 begin = time.perf_counter()
                 self._compute_group(layer, x_TD, routed, group, pairs_PD, act)
