@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,30 +28,72 @@ MIN_TABLE = 32
 """Block tables are this wide or the next power of two that fits."""
 
 
+class Inputs:
+    """What a step of ``size`` decodes reads, in host tensors that stay in place: ids, positions, slots [B] int64,
+    lengths [B] and block tables [B, W] int32.
+
+    Args:
+        is_pinned: for copies to a GPU that nobody waits for.
+    """
+
+    def __init__(self, size: int, width: int, block_size: int, *, is_pinned: bool = False) -> None:
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, pin_memory=is_pinned)
+
+        self._block_size = block_size
+        self.ids_B, self.positions_B, self.slots_B = (zeros(size, dtype=torch.int64) for _ in range(3))
+        self.lens_B = zeros(size, dtype=torch.int32).fill_(1)
+        self.tables_BW = zeros(size, width, dtype=torch.int32)
+        # Through numpy, numbers are written in a fraction of the time.
+        self._ids, self._positions, self._slots, self._lens, self._tables = (
+            tensor.numpy()
+            for tensor in (self.ids_B, self.positions_B, self.slots_B, self.lens_B, self.tables_BW)
+        )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, the new one included."""
+        return int(self._lens.max())
+
+    def fill(self, works: Sequence[Work]) -> None:
+        size = self._block_size
+        for row, work in enumerate(works):
+            start, blocks = work.start, work.block_ids
+            self._ids[row] = work.token_ids[0]
+            self._positions[row] = start
+            self._lens[row] = start + 1
+            self._slots[row] = blocks[start // size] * size + start % size
+            used = start // size + 1
+            self._tables[row, :used] = blocks[:used]
+
+
+def table_width(works: Sequence[Work], block_size: int) -> int:
+    """Of the block tables that hold these decodes."""
+    longest = max(work.start for work in works) // block_size + 1
+    return max(MIN_TABLE, 1 << (longest - 1).bit_length())
+
+
 class _Recorded:
     """One tape with the tensors it reads (``batch``, ``x_BD``, ``turns``) and the one it fills (``hidden_BD``)."""
 
     def __init__(self, model: CausalLM, kv: KVStore, size: int, width: int) -> None:
-        self._model, self._block_size = model, kv.block_size
-        self.token_ids, self.positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
-        self.slots, self.lens = np.zeros(size, np.int64), np.ones(size, np.int32)
-        self.tables = np.zeros((size, width), np.int32)
-        self._ids_B, self._positions_B = torch.from_numpy(self.token_ids), torch.from_numpy(self.positions)
+        self._model = model
+        self._inputs = inputs = Inputs(size, width, kv.block_size)
         self.batch = ForwardBatch(
-            token_ids_T=self._ids_B,
-            positions_T=self._positions_B,
-            slot_mapping_T=torch.from_numpy(self.slots),
+            token_ids_T=inputs.ids_B,
+            positions_T=inputs.positions_B,
+            slot_mapping_T=inputs.slots_B,
             query_start=list(range(size + 1)),
             query_start_S1=torch.arange(size + 1, dtype=torch.int32),
             context_lens=[width * kv.block_size] * size,
-            context_lens_S=torch.from_numpy(self.lens),
-            block_tables_SB=torch.from_numpy(self.tables),
+            context_lens_S=inputs.lens_B,
+            block_tables_SB=inputs.tables_BW,
             block_size=kv.block_size,
             num_decodes=size,
             logit_rows=torch.arange(size),
         )
-        self._x_BD: Tensor = model.embedding(self._ids_B)
-        self._turns = model.turns(self._positions_B, 1)
+        self._x_BD: Tensor = model.embedding(inputs.ids_B)
+        self._turns = model.turns(inputs.positions_B, 1)
         self._kv = kv
         self.tape: Tape | None = None
         self.kernel_seconds = 0.0
@@ -60,9 +101,10 @@ class _Recorded:
 
     def run(self, works: Sequence[Work]) -> Tensor:
         """Hidden states [B, D] of one decode step; recorded on the first call."""
-        self._fill(works)
-        self._x_BD.copy_(self._model.embedding(self._ids_B))
-        turns = self._model.turns(self._positions_B, int(self.lens.max()))
+        inputs = self._inputs
+        inputs.fill(works)
+        self._x_BD.copy_(self._model.embedding(inputs.ids_B))
+        turns = self._model.turns(inputs.positions_B, inputs.longest)
         for (cos, sin), (new_cos, new_sin) in zip(self._turns, turns, strict=True):
             cos.copy_(new_cos)
             sin.copy_(new_sin)
@@ -76,17 +118,6 @@ class _Recorded:
 
     def _compute(self) -> Tensor:
         return self._model.stack(self._x_BD, self._turns, self.batch, self._kv.layers)
-
-    def _fill(self, works: Sequence[Work]) -> None:
-        size = self._block_size
-        for row, work in enumerate(works):
-            start, blocks = work.start, work.block_ids
-            self.token_ids[row] = work.token_ids[0]
-            self.positions[row] = start
-            self.lens[row] = start + 1
-            self.slots[row] = blocks[start // size] * size + start % size
-            used = start // size + 1
-            self.tables[row, :used] = blocks[:used]
 
 
 class DecodeReplay:
@@ -109,8 +140,7 @@ class DecodeReplay:
         size = len(works)
         if size in self._refused or self._model.device.type != "cpu":
             return None
-        longest = max(work.start for work in works) // self._kv.block_size + 1
-        key = (size, max(MIN_TABLE, 1 << (longest - 1).bit_length()))
+        key = (size, table_width(works, self._kv.block_size))
         known = self._recorded  # the same one to the end of the step, though another lane may clear meanwhile
         recorded = known.get(key) or _Recorded(self._model, self._kv, *key)
         before = recorded.kernel_seconds

@@ -24,6 +24,7 @@ from braid.core.step import Layers, SampledToken, SampleSpec, StepPlan, StepResu
 from braid.models.decoder import CausalLM
 from braid.runner.batch import build_batch
 from braid.runner.constraint import Masks
+from braid.runner.graphs import DecodeGraphs
 from braid.runner.kv_store import KVStore
 from braid.runner.lane import LaneThread
 from braid.runner.lower.lane import TierLane
@@ -147,7 +148,8 @@ class Runner:
         self.masks = masks or Masks(device, faults=faults)
         self._model = model
         self._kv = kv
-        self._replay = DecodeReplay(model, kv)
+        is_cpu = device.type == "cpu"
+        self._replay: DecodeReplay | DecodeGraphs = (DecodeReplay if is_cpu else DecodeGraphs)(model, kv)
         self._device = device
         self._step_forward = faults.around("forward", self._forward, lambda works, may_replay: _phase(works))
         self._weigh = faults.around("head", self._logits, lambda works, hidden_ND: _phase(works))

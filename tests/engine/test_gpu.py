@@ -9,6 +9,7 @@ import torch
 
 from braid import LLM, SamplingParams
 from braid.core.errors import InvalidParameterError
+from braid.runner.graphs import DecodeGraphs
 from braid.runner.partition_gpu import CudaCore, GreenPartition
 from braid.sched.config import DECODE, PREFILL
 
@@ -80,6 +81,9 @@ def test_tokens_are_the_same_in_two_lanes(tiny_llama: Path, partition: str) -> N
         stats = lanes.stats()
         assert stats.lanes["prefill"].steps > 0
         assert stats.lanes["decode"].steps > 0
+        replay = lanes._core.runner._replay
+        assert isinstance(replay, DecodeGraphs)
+        assert any(fixed.captured is not None for fixed in replay._known.values())
 
 
 @pytest.mark.gpu
