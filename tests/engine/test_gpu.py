@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from braid import LLM, SamplingParams
+from braid.core.config import EngineConfig
 from braid.core.errors import InvalidParameterError
+from braid.engine.build import make_policies
+from braid.policy.phases.auto import Auto
+from braid.policy.phases.curves import CORES, SMS
 from braid.runner.graphs import DecodeGraphs
 from braid.runner.partition_gpu import CudaCore, GreenPartition
 from braid.sched.config import DECODE, PREFILL
@@ -66,6 +70,14 @@ def test_the_default_model_answers_on_the_gpu() -> None:
 def test_a_gpu_asked_for_and_not_there_is_an_error(tiny_llama: Path) -> None:
     with pytest.raises(InvalidParameterError, match="no NVIDIA GPU"):
         small_llm(tiny_llama, device="cuda")
+
+
+def test_what_a_part_of_a_device_costs_follows_from_its_kind() -> None:
+    for device, curves in (("cuda", SMS), ("cpu", CORES)):
+        config = EngineConfig(model="any", phases="auto")
+        phases = make_policies(config, has_lower=False, device=torch.device(device)).phases
+        assert isinstance(phases, Auto)
+        assert phases._latency._curves is curves
 
 
 @pytest.mark.gpu

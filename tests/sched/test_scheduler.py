@@ -368,4 +368,6 @@ def test_statistics_are_those_the_engine_publishes() -> None:
     from braid.engine.protocol import EngineStats
 
     published = tuple(field.name for field in fields(EngineStats))
-    assert (*SchedulerStats._fields, "lanes") == published, "only the executor knows its lanes"
+    assert (*SchedulerStats._fields, "lanes", "experts") == published, (
+        "only the executor knows its lanes and experts"
+    )
