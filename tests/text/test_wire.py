@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
@@ -54,7 +55,7 @@ SHELL = Tool(
     },
 )
 TOOLS = (WEATHER, SHELL)
-SCHEMAS = {tool.name: tool.parameters for tool in TOOLS}
+VALIDATORS = {tool.name: jsonschema.Draft202012Validator(tool.parameters) for tool in TOOLS}
 SPECIAL = (
     "<tool_call>", "</tool_call>", "<think>", "</think>", "[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]",
     "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>",
@@ -133,20 +134,25 @@ def sample(source: str, kind: str, seed: int, limit: int = 900) -> str:
 
 
 def _allowed(matcher: LLMatcher, size: int) -> list[int]:
-    mask = matcher.compute_bitmask()
-    return [id for id in range(size) if mask[id // 8] >> (id % 8) & 1]
+    bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+    return [int(id) for id in np.flatnonzero(bits[:size])]
 
 
 ENDINGS = ["\n</parameter>\n", "</arg_value>\n", "</think>", "\n```"]
+BEGUN = [
+    (end[:length].encode(), ord(end[length]))
+    for length in range(12, 0, -1)
+    for end in ENDINGS
+    if length < len(end)
+]
+"""What of an ending may stand there, the longest first, and its next character."""
 
 
 def _choose(rng: random.Random, ids: list[int], data: bytes) -> int:
     """One of the tokens, such that texts come to an end: a closing marker that has begun goes on."""
-    for length in range(12, 0, -1):
-        begun = [end for end in ENDINGS if length < len(end) and data.endswith(end[:length].encode())]
-        going = [ord(end[length]) for end in begun if ord(end[length]) in ids]
-        if going:
-            return rng.choice(going)
+    going = [(begun, id) for begun, id in BEGUN if data.endswith(begun) and id in ids]
+    if going:
+        return rng.choice([id for begun, id in going if len(begun) == len(going[0][0])])
     special = [id for id in ids if id > EOS]
     if special and rng.random() < 0.4:
         return rng.choice(special)
@@ -190,7 +196,7 @@ def grammar(format_: TemplateFormat, **asked: Any) -> str:
 
 def check(calls: Sequence[tuple[str, Any]]) -> None:
     for name, arguments in calls:
-        jsonschema.validate(arguments, SCHEMAS[name])
+        VALIDATORS[name].validate(arguments)
 
 
 @pytest.mark.parametrize("kind", VOCABULARIES)
