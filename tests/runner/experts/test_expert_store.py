@@ -64,6 +64,18 @@ def test_results_are_those_of_experts_in_memory(bare: Bare, num_slots: int, stag
     store.close()
 
 
+def test_memory_beyond_slots_and_staging_is_never_touched(bare: Bare) -> None:
+    """One copy of experts at most: addresses for all of them are taken, memory is not."""
+    store = bare.store(3, "mrs", staging=2)
+    run(store, bare)
+    rows_RB = store._arena.rows_RB
+    assert len(rows_RB) == SHAPE.total + 2
+    assert all(bool(row_B.any()) for row_B in rows_RB[2:5])
+    assert not bool(rows_RB[5:].any())
+    assert store.num_bytes == 5 * bare.file.layout.record_bytes
+    store.close()
+
+
 def test_slots_of_their_own_for_every_layer(bare: Bare) -> None:
     store = bare.store(7, "mrs", scope="layer")
     run(store, bare)
