@@ -111,6 +111,7 @@ class LaneThread:
                 result = self._execute(item)
             self._plan, self._deaths = None, 0
             self._tell(result)
+            del item, result  # what they carry belongs to others now, however long nothing else comes
 
     def _begin(self) -> None:
         """Before a thread's first item and not earlier: a seat that is broken costs a plan, not an endless loop."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import random
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -405,6 +406,34 @@ def test_aborts_in_every_state_harm_nobody_else(
     wanted = plain.generate([list(stream.prompt) for stream in kept], PARAMS)
     assert [stream.tokens for stream in kept] == [list(output.token_ids) for output in wanted]
     assert all(stream.ends == ["length"] for stream in kept)
+
+
+def test_what_layers_left_goes_with_its_request(tiny_llama: Path) -> None:
+    """Nobody keeps the tensors of an aborted chunk, though no other step follows."""
+    with with_policy(tiny_llama, Layered()) as llm:
+        core = llm._core
+
+        def strike(scheduler: Scheduler, now: float) -> weakref.ref[Any] | None:
+            begun = next((entry for entry in scheduler._running if entry.begun is not None), None)
+            if begun is None or begun.begun is None:
+                return None
+            carry: Any = begun.begun.carry
+            left = weakref.ref(carry.x_ND)
+            for name in list(core._sinks):
+                core._abort(name, now)
+            return left
+
+        heard: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+        params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+        core.submit(GenerateRequest("stream", (1, 2, 3), params), heard.put, take_error)
+        heard.get(timeout=60)
+        for number in range(40):  # one of which is met between its layers
+            prompt = tuple(random.Random(number).choices(range(256), k=50))
+            core.submit(GenerateRequest(f"long-{number}", prompt, params), heard.put, take_error)
+        struck = next(filter(None, (core._loop.post(strike).result(60) for _ in range(5000))))
+        assert_nothing_left(llm)
+        assert all(core._loop.post(lambda scheduler, now: True).result(60) for _ in range(20))
+        assert struck() is None
 
 
 # -- tiers below ---------------------------------------------------------------------------------------------
