@@ -80,7 +80,7 @@ class ExpertStore:
         readers: int | None = None,
         prefetch: str = "off",
         floor: int | None = None,
-        bypass: bool = True,
+        bypass: bool | None = None,
         always_verify: bool = False,
         faults: Faults | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -177,13 +177,12 @@ class ExpertStore:
         ids_Tk, scores_TX = routed.ids_Tk.numpy(force=True), routed.scores_TX.numpy(force=True)
         indices, loads = np.unique(ids_Tk, return_counts=True) if len(ids_Tk) > 1 else (ids_Tk[0], ONES)
         scores_X = scores_TX[0] if len(scores_TX) == 1 else scores_TX.mean(0)
-        best = np.argpartition(scores_X, -num_best)[-num_best:]
-        return Told(
-            layer,
-            dict(zip((indices + first).tolist(), loads.tolist(), strict=False)),
-            dict(zip((best + first).tolist(), scores_X[best].tolist(), strict=True)),
-            is_prefill,
-        )
+        best = np.union1d(np.argpartition(scores_X, -num_best)[-num_best:], indices)
+        scores = dict(zip((best + first).tolist(), scores_X[best].tolist(), strict=True))
+        if not np.isfinite(scores_X).all():  # a broken request is not to spoil what policies learn
+            scores = {}
+        counts = dict(zip((indices + first).tolist(), loads.tolist(), strict=False))
+        return Told(layer, counts, scores, is_prefill)
 
     def _pairs(self, num_pairs: int, x_TD: Tensor) -> Tensor:
         """Room for the pairs' rows, kept for the thread's next layer: new memory for each would be faulted in again."""
