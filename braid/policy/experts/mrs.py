@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from heapq import nlargest
 
 from braid.core.experts import ExpertShape
 from braid.policy.experts.policy import Routed
@@ -35,7 +34,7 @@ class RecentScores:
     def told(self, routed: Routed) -> Iterable[int]:
         scores = routed.scores or _shares(routed.loads)
         if len(scores) > self._top_p:
-            best = nlargest(self._top_p, scores, key=scores.__getitem__)
+            best = sorted(scores, key=scores.__getitem__, reverse=True)[: self._top_p]
             scores = {expert: scores[expert] for expert in {*best, *routed.loads} if expert in scores}
         self._sums.step(routed.layer)
         for expert, score in scores.items():
