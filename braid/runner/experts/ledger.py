@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import NamedTuple, TypeVar
 
@@ -35,6 +35,10 @@ PAUSE_S = 1.0
 PATIENCE = 2
 """Reads of an expert that fail before there is a pause. With the first the whole batch fails; its requests then run
 alone, and the first of them that needs the expert tries once more."""
+
+HANG_S = 20.0
+"""A step that got nothing to compute with for so long fails. Less than what an engine may stand still."""
+NAMED = 3
 
 
 class _Failure(NamedTuple):
@@ -76,12 +80,15 @@ class Ledger:
         faults: Faults | None,
         clock: Callable[[], float],
     ) -> None:
+        self._file = file
         self.table, self.tally = table, Tally([LayerSeconds() for _ in range(file.shape.layers)])
         self._arena, self._staging, self.early = arena, Staging(staging), Early(table, prefetch)
         self._changed = threading.Condition()
         self._reads: dict[int, Read] = {}
         """Into slots, until they are settled."""
         self._failures: dict[int, _Failure] = {}
+        self._stuck: set[int] = set()
+        """Experts that somebody has given up waiting for, while their reads go on."""
         self._no_early_until = -inf
         self._tasks: list[Task] = []
         self._is_growing = self._is_closed = False
@@ -124,10 +131,12 @@ class Ledger:
             self.tally.layers[routed.layer].planning += time.perf_counter() - since
         return task
 
-    def _check(self, experts: Iterable[int]) -> None:
+    def _check(self, experts: Collection[int]) -> None:
         """Raise rather than read again what has just failed."""
         if self._is_closed:
             raise ExpertReadError("the store of experts is closed")
+        if not self._stuck.isdisjoint(experts):
+            raise self._late(self._stuck.intersection(experts))
         for expert in experts if self._failures else ():
             failure = self._failures.get(expert)
             if failure and failure.reads >= PATIENCE and self._clock() - failure.at < PAUSE_S:
@@ -176,10 +185,17 @@ class Ledger:
                     if self._is_closed:
                         raise ExpertReadError("the store of experts is closed")
                     since = since or time.perf_counter()
-                    self._changed.wait()
+                    if not self._changed.wait(max(0.0, since + HANG_S - time.perf_counter())):
+                        self._stuck |= task.waiting.keys()
+                        raise self._late(task.waiting)
             finally:
                 if since:
                     self.tally.layers[task.layer].stall += time.perf_counter() - since
+
+    def _late(self, experts: Collection[int]) -> ExpertReadError:
+        names = ", ".join(self._file.name(expert) for expert in sorted(experts)[:NAMED])
+        what = f"{names} could not be read" if names else "there was no room for an expert"
+        return ExpertReadError(f"{what} within {HANG_S:g} s: the disk hangs")
 
     def _computed(self, task: Task, group: Mapping[int, int], seconds: float) -> None:
         """Nobody reads their rows for this task any more."""
@@ -199,6 +215,7 @@ class Ledger:
                 read = task.waiting.get(expert)
                 if read is not None and self._staging.is_alone(expert) and self.reader.drop(read):
                     read.is_settled = True
+                    self._stuck.discard(expert)
                 self._staging.leave(expert)
             self.table.release(task.loads)
             self._tasks.remove(task)
@@ -231,6 +248,7 @@ class Ledger:
             before = self._failures.get(expert)
             self._failures[expert] = _Failure(before.reads + 1 if before else 1, self._clock(), read.error)
         read.is_settled = True
+        self._stuck.discard(expert)
         if self._reads.get(expert) is not read:
             self._staging.ended(read)
             return

@@ -164,6 +164,41 @@ def test_a_disk_that_hangs_holds_neither_the_end_nor_whoever_waits(
     hanging.set()
 
 
+@pytest.mark.parametrize("num_slots", [0, 6])
+def test_a_read_that_hangs_fails_those_who_need_it_in_the_end(
+    bare: Bare, num_slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = threading.Event()
+    faults = Faults(
+        [Fault(point="experts.read", kind=FaultKind.DELAY)],
+        sleep=lambda seconds: hanging.wait(WAIT_S) and None,
+    )
+    store = bare.store(num_slots, readers=2, staging=2, faults=faults)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "HANG_S", 0.05)
+        with pytest.raises(ExpertReadError, match=r"record 3 .* could not be read within 0\.05 s"):
+            chosen(bare, store, 3, 3)
+    with pytest.raises(ExpertReadError, match=r"record 3 .* the disk hangs"):
+        chosen(bare, store, 3, 4)
+    chosen(bare, store, 4, 5)
+    hanging.set()
+    while store._ledger.snapshot(lambda: bool(store._ledger._stuck)):
+        threading.Event().wait(0.001)
+    chosen(bare, store, 3, 4)
+    store.check_integrity(records=True)
+    store.close()
+
+
+def test_scores_that_are_no_numbers_are_not_learnt(bare: Bare) -> None:
+    store = bare.store(4, "mrs")
+    x_TD, routed = route(2, 1)
+    routed.scores_TX[0, 3] = float("nan")
+    store.compute(0, x_TD, routed, act="silu")
+    assert all(store.table.cache.worth(expert) < 1 for expert in range(8))
+    chosen(bare, store, 1, 2)
+    store.close()
+
+
 def first_layer_choices(model: CausalLM, tokens: int) -> list[set[int]]:
     """The experts of the first MoE layer that each token needs when it is the whole prompt."""
     mixture = next(block.mlp for block in model.blocks if isinstance(block.mlp, MoE))  # type: ignore[union-attr]

@@ -77,11 +77,8 @@ def test_every_layer_tells_the_scores_of_all_its_rows(family: Callable[[str], Fa
     mixture(x_TD)
     scores_X = mixture.router(x_TD).scores_TX.mean(0)
     top_k = made.file.shape.top_k
-    assert len(told[0].scores) == 2 * top_k
-    best = scores_X.topk(2 * top_k)
-    assert told[0].scores == pytest.approx(
-        dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    )
+    assert told[0].scores.keys() == {*scores_X.topk(2 * top_k).indices.tolist(), *told[0].loads}
+    assert all(score == pytest.approx(float(scores_X[expert])) for expert, score in told[0].scores.items())
     assert sum(told[0].loads.values()) == 3 * top_k
     assert told[0].layer == 0
     store.close()
