@@ -204,6 +204,10 @@ class SlotTable:
     def use(self, routed: Routed, fetched: Container[int] | None = None) -> Demand:
         """A layer's step wants these experts. Until ``release`` none of them is a victim.
 
+        A prompt that needs most of a layer needs most of every other, too, one after the other: whoever went there
+        would be missed a moment later. So such a step takes its equal share of the slots, and no others' (but where
+        every miss is to be admitted).
+
         Args:
             fetched: of those missing only these are read, since others are computed where they are; None: all.
         """
@@ -215,10 +219,12 @@ class SlotTable:
         hits, joins, missing = self._sorted_out(order)
         self._unshield(routed.layer)
         loads, bypasses = [], []
+        keeps_to_itself = self._bypass and routed.is_prefill and 2 * len(routed.loads) > self.shape.per_layer
         for expert in missing:
             load = None
             if fetched is None or expert in fetched:
-                load = self._place(expert, must=self._held[routed.layer] < self._floor)
+                must = self._held[routed.layer] < self._floor
+                load = self._place(expert, must=must, within=keeps_to_itself and not must)
             if load is None:
                 bypasses.append(expert)
             else:
@@ -373,11 +379,18 @@ class SlotTable:
             _less(self._kept, expert)
         self._shielded[layer].clear()
 
-    def _place(self, expert: int, *, must: bool) -> Load | None:
+    def _place(self, expert: int, *, must: bool, within: bool = False) -> Load | None:
+        """
+        Args:
+            must: whatever it is worth.
+            within: the layer's equal share of the slots, or one token's experts where that is more.
+        """
         layer = self.shape.layer_of(expert)
         evicted = None
-        if not self.has_room(expert):
-            evicted = self._victim(layer)
+        share = max(self.shape.top_k, self.num_slots // self.shape.layers)
+        is_full = within and self._held[layer] >= share
+        if is_full or not self.has_room(expert):
+            evicted = self._victim(layer, within)
             if evicted is None or not (must or self._pays(expert, evicted)):
                 return None
             self._evict(evicted)
@@ -391,9 +404,9 @@ class SlotTable:
     def _pays(self, expert: int, victim: int) -> bool:
         return not self._bypass or self.cache.worth(victim) <= self.cache.worth(expert)
 
-    def _victim(self, layer: int) -> int | None:
+    def _victim(self, layer: int, within: bool = False) -> int | None:
         """Of this layer, or of another that has more than its floor."""
-        if self._per_layer:
+        if self._per_layer or within:
             return self.cache.victim(self._kept, (layer,))
         layers = self._open if layer in self._open else {*self._open, layer}
         return self.cache.victim(self._kept, layers)

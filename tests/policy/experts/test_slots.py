@@ -121,6 +121,26 @@ def test_a_miss_that_is_worth_less_is_bypassed() -> None:
     assert slots.counts["decode"][0].hit_rate == 2 / 6
 
 
+def test_a_prompt_that_needs_most_of_a_layer_evicts_nobody_of_another() -> None:
+    """It fills its share, its heaviest experts first; a narrower one takes whoever is worth less, as decodes do."""
+    slots = table(6, "mrs", bypass=True)
+    first = slots.use(
+        Routed(0, {0: 1, 1: 1, 2: 9, 3: 8, 4: 7}, dict.fromkeys(range(5), 0.1), is_prefill=True)
+    )
+    assert [load.expert for load in first.loads] == [2, 3, 4]
+    for load in first.loads:
+        slots.loaded(load.expert)
+    slots.release(range(5))
+    use(slots, 6, 7, 8)
+    scores = dict.fromkeys(range(6, 12), 0.9)
+    wide = slots.use(Routed(1, dict.fromkeys(range(6, 12), 5), scores, is_prefill=True))
+    assert (wide.hits, wide.loads, wide.bypasses) == ((6, 7, 8), (), (9, 10, 11))
+    slots.release(range(6, 12))
+    narrow = slots.use(Routed(1, {9: 1, 10: 1}, {9: 0.9, 10: 0.9}, is_prefill=True))
+    assert [load.expert for load in narrow.loads] == [9, 10]
+    assert {load.evicted for load in narrow.loads} <= {2, 3, 4}
+
+
 def test_without_slots_everything_is_bypassed() -> None:
     assert use(table(0), 0, 1).bypasses == (0, 1)
     with pytest.raises(InvalidParameterError, match="at least 0, got -1"):
