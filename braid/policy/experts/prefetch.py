@@ -7,7 +7,8 @@ is fetched only if
     precision x gain - (delay of demanded experts + loss of the one that goes + time of predicting) > 0
 
 where gain is what the layer's timeline ends earlier, and only while the link has nothing else to do. Nothing is ever
-queued: the holder asks again whenever the link is idle, so a demanded expert waits for one transfer at most.
+queued: the holder asks again whenever the link is idle, so a demanded expert waits for one transfer at most. Asking
+routers takes time whether or not anything is fetched; where that is more than is won, they are asked but now and then.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ TRIED = 3
 """Of the experts that gain most; others would have the same costs."""
 WEIGHED = 2
 """Loads per layer that are weighed: the heaviest gain most."""
+
+
+ASKED, REST = 8, 120
+"""Steps after which predictions that cost more than they win are left out, and for how long."""
 
 
 class Residency(Protocol):
@@ -124,11 +129,17 @@ class Prefetcher:
         self._gone: dict[int, int] = {}
         """Until when one that went is looked out for, in layers routed."""
         self._num_routed = 0
+        self._spent_s = self._won_s = 0.0
+        """In this step: by predicting, and as far as it is foreseen by fetching."""
+        self._balance = _Mean(0.0)
+        """Of steps in which routers were asked."""
+        self._asked = self._rest = 0
+        """Steps; of the second those that are left."""
 
     @property
     def is_on(self) -> bool:
         """Whether later layers' routers need be asked at present; changes between steps only."""
-        return self.trial.is_on
+        return self.trial.is_on and not self._rest
 
     @property
     def distances(self) -> range:
@@ -169,6 +180,7 @@ class Prefetcher:
         missing = frozenset(expert for expert in loads if not self._holds(expert))
         self._foretold.setdefault(layer, {})[distance] = _Foretold(loads, scores or {}, missing)
         self._predict_s.add(seconds / max(1, len(missing)))
+        self._spent_s += seconds
 
     def landed(self, expert: int) -> None:
         """Its transfer has ended, well, badly or not at all: the next may begin."""
@@ -179,8 +191,10 @@ class Prefetcher:
         """A step of all layers, with so many rows. Steps of prompts are not compared: they differ too much."""
         self._layer = -1
         self._foretold.clear()
+        won_s, self._spent_s, self._won_s = self._won_s - self._spent_s, 0.0, 0.0
         if is_prefill:
             return
+        self._balanced(won_s)
         self._step_s.add(seconds)
         self.trial.step_took(seconds, rows)
 
@@ -188,7 +202,7 @@ class Prefetcher:
 
     def next(self, times: ExpertTimes, *, link_idle: bool) -> Prefetch | None:
         """What to read now, if anything. Whoever is returned counts as in flight until ``landed``."""
-        if not link_idle or self._in_flight is not None or not self.trial.is_on:
+        if not link_idle or self._in_flight is not None or not self.is_on:
             return None
         candidates = []
         for layer, by_distance in self._foretold.items():
@@ -213,6 +227,7 @@ class Prefetcher:
             **{f"precision_{distance}": self.precision(distance) for distance in self.distances},
             "missed_again": self._regret.value,
             "layers_with_misses": self._bursts.value,
+            "resting_steps": self._rest,
         }
 
     def _gains(self, layer: int, told: _Foretold, times: ExpertTimes) -> list[tuple[int, float]]:
@@ -277,9 +292,20 @@ class Prefetcher:
 
     def _begin(self, prefetch: Prefetch) -> None:
         self._in_flight = prefetch.expert
+        self._won_s += prefetch.value_s + self._predict_s.value
         if prefetch.victim is not None:
             self._worth.add(max(0.0, self.residency.cache.worth(prefetch.victim)))
             self._gone[prefetch.victim] = self._num_routed + HORIZON * self._layers
+
+    def _balanced(self, won_s: float) -> None:
+        """After a step: whether routers are asked in the next."""
+        if self._rest:
+            self._rest -= 1
+        elif self.trial.is_on:
+            self._balance.add(won_s)
+            self._asked += 1
+            if self._asked >= ASKED and self._balance.value < 0:
+                self._rest, self._asked, self._balance = REST, 0, _Mean(0.0)
 
     def _check(self, distance: int, missing: Collection[int], loads: Mapping[int, int]) -> None:
         place = distance - 1
