@@ -138,7 +138,7 @@ class Prefetcher:
 
     @property
     def is_on(self) -> bool:
-        """Whether later layers' routers need be asked at present; changes between steps only."""
+        """Whether later layers' routers are worth asking in decodes at present; changes between steps only."""
         return self.trial.is_on and not self._rest
 
     @property
@@ -202,7 +202,7 @@ class Prefetcher:
 
     def next(self, times: ExpertTimes, *, link_idle: bool) -> Prefetch | None:
         """What to read now, if anything. Whoever is returned counts as in flight until ``landed``."""
-        if not link_idle or self._in_flight is not None or not self.is_on:
+        if not link_idle or self._in_flight is not None or not self.trial.is_on:
             return None
         candidates = []
         for layer, by_distance in self._foretold.items():

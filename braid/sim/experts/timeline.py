@@ -155,7 +155,7 @@ class Timeline:
     def _layer(self, routed: Routed, step: Step, place: int, sums: Sums) -> None:
         costs = self._costs
         dense_s = costs.dense_s + costs.dense_row_s * step.rows
-        predicts = self._prefetcher.is_on
+        predicts = self._prefetcher.trial.is_on if step.is_prefill else self._prefetcher.is_on
         if predicts:
             dense_s += costs.predict_s * len(self._prefetcher.distances)
         chosen_s = self.now + dense_s
@@ -179,7 +179,8 @@ class Timeline:
         self._land(self.now)
         self._table.release(routed.loads)
         self._forget(routed.layer)
-        missed = sorted(found.slow, key=lambda expert: routed.loads[expert])
+        # A prompt needs the layers to come as much as this one: nobody goes there for what it has missed.
+        missed = sorted(() if step.is_prefill else found.slow, key=lambda expert: routed.loads[expert])
         self._missed = [expert for expert in missed if self._table.slot_of(expert) == ABSENT]
         if predicts:
             self._foretell(step, place)
