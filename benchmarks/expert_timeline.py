@@ -152,12 +152,15 @@ def show(result: Mapping[str, Any]) -> None:
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Bars of every part by model and fraction; the paper's as diamonds where they are known."""
     with in_style():
-        figure, axes = new_figure(2, 2, 7.2)
+        figure, axes = new_figure(2, 2, 7.4)
         for row, machine in enumerate(MACHINES):
             for column, phase in enumerate(("decode", "prefill")):
                 _bars(axes[row, column], result, machine, phase)
-        axes[0, 0].legend(loc="upper right", fontsize=7.5)
-        figure.savefig(path)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="upper center", bbox_to_anchor=(0.5, 1.035), ncols=len(labels), fontsize=8
+        )
+        figure.savefig(path, bbox_inches="tight")
 
 
 def _bars(axis: Any, result: Mapping[str, Any], machine: str, phase: str) -> None:
@@ -169,14 +172,14 @@ def _bars(axis: Any, result: Mapping[str, Any], machine: str, phase: str) -> Non
         labels.append((left, f"{each['fraction']:.0%}"))
         for number, name in enumerate(SHOWN):
             ratio = each["times_faster"][phase][name]
-            top = max(top, ratio)
+            top = max(top, ratio, PAPER_MEAN[phase], *PAPER[phase].values())
             where = left + (number - 1.5) * width
             axis.bar(where, ratio, width, color=COLOURS[name], label=name if not place else None)
             published = PAPER[phase].get(name)
             if published and each["model"] == MODELS[0] and each["fraction"] == FRACTIONS[0]:
                 first = name == SHOWN[0]
-                axis.plot(where, published, "D", markersize=4.5, color="white", markeredgecolor=INK, zorder=4,
-                          label="published (Qwen2, 25 %)" if first else None)  # fmt: skip
+                label = "published (Qwen2, 25 %)" if first else None
+                axis.plot(where, published, "D", ms=4.5, color="white", mec=INK, ls="", zorder=4, label=label)
     axis.axhline(1.0, color=SOFT, linewidth=1)
     axis.axhline(PAPER_MEAN[phase], color=GREEN, linewidth=1.2, linestyle="--", label="published mean of all")
     axis.set_xticks([left for left, _ in labels], [label for _, label in labels], fontsize=8)
@@ -187,7 +190,7 @@ def _bars(axis: Any, result: Mapping[str, Any], machine: str, phase: str) -> Non
         )
     axis.set_ylim(0, 1.12 * top)
     axis.set_ylabel("times faster than a fixed set", fontsize=8)
-    kind = "CPU fitted to one published time" if machine.endswith("fitted") else "data sheets"
+    kind = "CPU fitted to one time" if machine.endswith("fitted") else "data sheets"
     axis.set_title(f"{phase}, {kind}; simulated", fontsize=9, loc="left")
     axis.grid(visible=False, axis="x")
 
