@@ -28,7 +28,7 @@ def test_costs_by_hand() -> None:
 
 
 def test_the_fitted_machine_takes_as_long_as_was_published() -> None:
-    """A placement by frequency holds 36.5 % of what synthetic routing asks for; see ``benchmarks/expert_timeline.py``."""
+    """A placement by frequency holds 36.5 % of what synthetic routing asks for: ``benchmarks/expert_timeline.py``."""
     costs = costs_of("a6000-xeon10-fitted", QWEN2, "int4")
     missing = 8 * (1 - 0.365)
     times = costs.times
