@@ -5,8 +5,9 @@
 The neurons of each feed-forward layer are parted (MoEfication, arXiv:2110.01786): those that matter for most tokens
 become the shared expert, the others are clustered by when they are active into routed experts of equal size. A router
 is fitted by ridge regression to what each expert contributes, and then the down projections are fitted again, by ridge
-regression towards the old ones, so that what is routed away is made up for as well as a linear map can. Nothing is
-trained. The result is a folder of the family Qwen2-MoE; its config says that it is derived, and from what.
+regression towards the old ones, layer after layer: so each makes up, as well as a linear map can, for what is routed
+away. Nothing is trained by gradients. The result is a folder of the family Qwen2-MoE; its config
+says that it is derived, and from what.
 
 Text: the topics of Python's own help (``pydoc_data``) and this repository's documentation. Every fifth document is kept
 out of all fitting; perplexities are of those.
@@ -20,6 +21,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,18 +32,22 @@ from torch.nn.functional import silu
 ROOT = Path(__file__).parent.parent
 PIECE = 512
 """Tokens of each piece of text."""
-RIDGE = 0.05
-"""Of a feature's own energy, both for routers and for down projections."""
+ROUTER_RIDGE, DOWN_RIDGE = 0.05, 1.0
+"""Of a feature's own energy. Some thousand tokens say little about 1,536 neurons: the down projections stay near."""
 CLUSTER_TOKENS = 1024
 
 
 class Shape(NamedTuple):
-    """How a layer of neurons is parted; ``spread``: the deviation of the router's logits over the experts."""
+    """How a layer of neurons is parted; ``spread``: the deviation of the router's logits over the experts.
+
+    A small one keeps the chosen experts' weights near 1 / top_k, as is right for parts of one layer, which all count
+    in full; the order of the scores, which is what choosing goes by, is the same for any.
+    """
 
     num_experts: int
     top_k: int
     shared: int
-    spread: float = 0.5
+    spread: float = 0.05
 
 
 class Dense(NamedTuple):
@@ -119,10 +125,10 @@ def neuron_order(strength_TF: Tensor, shape: Shape, seed: int) -> list[int]:
 # -- fitting ---------------------------------------------------------------------------------------------------------
 
 
-def ridge(features_TF: Tensor, target_TN: Tensor, before_FN: Tensor | None = None) -> Tensor:
+def ridge(features_TF: Tensor, target_TN: Tensor, penalty: float, before_FN: Tensor | None = None) -> Tensor:
     """The map [F, N] that comes near the target and stays near ``before``, which is zero where not given."""
     gram_FF = features_TF.T @ features_TF
-    gram_FF.diagonal().mul_(1 + RIDGE).add_(1e-6 * gram_FF.diagonal().mean())
+    gram_FF.diagonal().mul_(1 + penalty).add_(1e-6 * gram_FF.diagonal().mean())
     if before_FN is None:
         return torch.linalg.solve(gram_FF, features_TF.T @ target_TN)
     missing_TN = target_TN - features_TF @ before_FN
@@ -132,7 +138,7 @@ def ridge(features_TF: Tensor, target_TN: Tensor, before_FN: Tensor | None = Non
 def fit_router(x_TD: Tensor, added_TX: Tensor, spread: float) -> Tensor:
     """Logits that follow how much each expert adds beside the others."""
     beside_TX = added_TX / added_TX.mean(1, keepdim=True)
-    router_XD = ridge(x_TD, beside_TX - 1).T
+    router_XD = ridge(x_TD, beside_TX - 1, ROUTER_RIDGE).T
     logits_TX = x_TD @ router_XD.T
     return router_XD * (spread / logits_TX.std(1).mean())
 
@@ -148,7 +154,7 @@ def derive_layer(x_TD: Tensor, dense: Dense, shape: Shape, seed: int) -> Sparse:
     added_TX = torch.stack([(part @ down.T).norm(dim=1) for part, down in parts], 1)
     sparse = Sparse(shape, parted, fit_router(x_TD, added_TX, shape.spread))
     scaled_DF = torch.cat([parted.down_DF[:, : shape.shared], down_DF * shape.top_k], 1)
-    fitted_DF = ridge(sparse.features(x_TD), wanted_TD, scaled_DF.T).T
+    fitted_DF = ridge(sparse.features(x_TD), wanted_TD, DOWN_RIDGE, scaled_DF.T).T
     return sparse._replace(dense=parted._replace(down_DF=fitted_DF))
 
 
@@ -193,40 +199,44 @@ def perplexity(model: Any, texts: Sequence[list[int]]) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
-def hidden_states(model: Any, texts: Sequence[list[int]]) -> list[Tensor]:
-    """What comes into each feed-forward layer, [T, D] per layer."""
-    seen: list[list[Tensor]] = [[] for _ in model.model.layers]
+def derive(model: Any, texts: Sequence[list[int]], shape: Shape, seed: int) -> list[Sparse]:
+    """All layers, in one pass: each is fitted to the hidden states that the derived layers before it lead to."""
+    made: list[Sparse] = []
 
-    def keep(layer: int) -> Callable[..., None]:
-        return lambda module, inputs: seen[layer].append(inputs[0][0])
+    def part(mlp: Any, layer: int) -> Callable[[Tensor], Tensor]:
+        dense = Dense(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
 
-    hooks = [layer.mlp.register_forward_pre_hook(keep(at)) for at, layer in enumerate(model.model.layers)]
-    for ids in texts:
-        model.model(torch.tensor([ids]))
-    for hook in hooks:
-        hook.remove()
-    return [torch.cat(states) for states in seen]
+        def forward(x_BTD: Tensor) -> Tensor:
+            x_TD = x_BTD.flatten(0, 1)
+            made.append(derive_layer(x_TD, dense, shape, seed + layer))
+            return made[-1](x_TD).view_as(x_BTD)
 
+        return forward
 
-def dense_layers(model: Any) -> list[Dense]:
     mlps = [layer.mlp for layer in model.model.layers]
-    return [Dense(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight) for mlp in mlps]
+    with replaced(mlps, [part(mlp, at) for at, mlp in enumerate(mlps)]):
+        model.model(torch.tensor(texts))
+    return made
+
+
+@contextmanager
+def replaced(modules: Sequence[Any], forwards: Sequence[Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    before = [module.forward for module in modules]
+    for module, forward in zip(modules, forwards, strict=True):
+        module.forward = forward
+    yield
+    for module, forward in zip(modules, before, strict=True):
+        module.forward = forward
 
 
 def sparse_perplexity(model: Any, layers: Sequence[Sparse], texts: Sequence[list[int]]) -> float:
-    """With the derived layers in place of the dense ones, which are put back."""
-    mlps = [layer.mlp for layer in model.model.layers]
+    """With the derived layers in place of the dense ones."""
 
-    def replaced(sparse: Sparse) -> Callable[[Tensor], Tensor]:
+    def forward(sparse: Sparse) -> Callable[[Tensor], Tensor]:
         return lambda x_1TD: sparse(x_1TD[0])[None]
 
-    before = [mlp.forward for mlp in mlps]
-    for mlp, sparse in zip(mlps, layers, strict=True):
-        mlp.forward = replaced(sparse)
-    found = perplexity(model, texts)
-    for mlp, forward in zip(mlps, before, strict=True):
-        mlp.forward = forward
-    return found
+    with replaced([layer.mlp for layer in model.model.layers], [forward(sparse) for sparse in layers]):
+        return perplexity(model, texts)
 
 
 # -- the folder ------------------------------------------------------------------------------------------------------
@@ -324,7 +334,9 @@ def main() -> None:
         "--model", default=DEFAULT_MODEL, help="a Llama without biases (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="the folder; without it only perplexities are told")
-    parser.add_argument("--shapes", type=parse_shape, nargs="+", default=[Shape(16, 8, 768)], metavar="E/K/S")
+    parser.add_argument(
+        "--shapes", type=parse_shape, nargs="+", default=[Shape(16, 8, 1024)], metavar="E/K/S"
+    )
     parser.add_argument(
         "--pieces", type=int, default=12, help=f"of {PIECE} tokens, to fit to (default: %(default)s)"
     )
@@ -343,17 +355,14 @@ def main() -> None:
         judged = pieces(encode, options.held_out, options.seed, held_out=True)
         dense_ppl = perplexity(model, judged)
         print(f"dense                    perplexity {dense_ppl:.2f}", flush=True)
-        states, dense = hidden_states(model, fitted), dense_layers(model)
         best: tuple[float, list[Sparse]] | None = None
         for shape in options.shapes:
             begin = time.monotonic()
-            layers = [
-                derive_layer(x_TD, layer, shape, options.seed + at)
-                for at, (x_TD, layer) in enumerate(zip(states, dense, strict=True))
-            ]
+            layers = derive(model, fitted, shape, options.seed)
             ppl = sparse_perplexity(model, layers, judged)
-            size = (len(dense[0].gate_FD) - shape.shared) // shape.num_experts
-            used = (shape.shared + size * shape.top_k) / len(dense[0].gate_FD)
+            neurons = checkpoint.config["intermediate_size"]
+            size = (neurons - shape.shared) // shape.num_experts
+            used = (shape.shared + size * shape.top_k) / neurons
             print(
                 f"{shape.num_experts:3} experts of {size}, top {shape.top_k}, shared {shape.shared}: perplexity "
                 f"{ppl:.2f}, {ppl / dense_ppl:.2f} x dense, {used:.0%} of the neurons, "
@@ -365,7 +374,7 @@ def main() -> None:
         if options.out is not None and best is not None:
             facts = {
                 "from": options.model,
-                "by": "benchmarks/derive_moe.py: neurons parted into experts, nothing trained",
+                "by": "benchmarks/derive_moe.py: neurons parted into experts, down projections fitted again",
                 "seed": options.seed,
                 "pieces": options.pieces,
                 "perplexity": round(best[0], 3),

@@ -85,7 +85,7 @@ def test_fitting_again_brings_the_layer_nearer(dense: Dense, x_TD: Tensor) -> No
     plain = sparse._replace(dense=sparse.dense._replace(down_DF=old_DF))
     fresh = numbers(TOKENS, WIDTH, seed=9)
     wanted = output(dense, fresh)
-    assert (sparse(fresh) - wanted).norm() < 0.95 * (plain(fresh) - wanted).norm()
+    assert (sparse(fresh) - wanted).norm() < 0.98 * (plain(fresh) - wanted).norm()
 
 
 def as_qwen2_moe(tensors: dict[str, Tensor], x_D: Tensor, shape: Shape) -> Tensor:
