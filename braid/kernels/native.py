@@ -56,11 +56,12 @@ def _is_heads(x: Tensor) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _layout_fields(layout: ExpertLayout) -> tuple[int, ...]:
-    """A record's layout as the library takes it (``experts.h``)."""
+def _layout_fields(layout: ExpertLayout) -> tuple[int, tuple[int, ...]]:
+    """A record's bytes, and its layout as the library takes it (``experts.h``)."""
     D, F = layout.hidden, layout.size
     groups = (layout.group_of(D), layout.group_of(F)) if layout.is_quantised else (0, 0)
-    return FORMATS.index(layout.format), D, F, *groups, *(offset for offset, _ in layout.parts)
+    offsets = (offset for offset, _ in layout.parts)
+    return layout.record_bytes, (FORMATS.index(layout.format), D, F, *groups, *offsets)
 
 
 class Native:
@@ -332,8 +333,9 @@ class Native:
         """Fill the rows of pairs whose expert has a slot; activations stay float32 between the two products."""
         if act not in ("silu", "gelu_tanh") or not (_is_matrix(x_TD) and x_TD.shape[1] == layout.hidden):
             return False
+        record_bytes, fields = _layout_fields(layout)
         is_arena = arena_SB.dtype is torch.uint8 and arena_SB.dim() == 2 and arena_SB.stride()[1] == 1
-        if not is_arena or not arena_SB.is_cpu or arena_SB.shape[1] < layout.record_bytes:
+        if not is_arena or not arena_SB.is_cpu or arena_SB.shape[1] < record_bytes:
             return False
         if ids_Tk.dtype is not torch.int64 or slots_X.dtype is not torch.int64 or not slots_X.is_contiguous():
             return False
@@ -342,7 +344,7 @@ class Native:
             return False
         if layout.format == "bfloat16" and self._leaves_experts(len(slots_X), ids_Tk):
             return False
-        k, fields = ids_Tk.shape[1], _layout_fields(layout)
+        k = ids_Tk.shape[1]
         for start in range(0, len(x_TD), MOE_TOKENS):
             x, ids = x_TD[start : start + MOE_TOKENS], ids_Tk[start : start + MOE_TOKENS].contiguous()
             self._run(

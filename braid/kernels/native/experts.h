@@ -13,7 +13,7 @@ struct PairsArgs {
     const int64_t *slots;  // [X]; negative: this expert is not computed now
     float *pairs;          // [T, k, D]
     int64_t T, k, X, S, ldx, slot_bytes, gelu, x_is_bf16;
-    // the layout: format (0 float32, 1 bfloat16, 2 int8, 3 int4), sizes, numbers per scale in rows of D and F, offsets of the parts
+    // the layout: format (0 float32, 1 bfloat16, 2 int8, 3 int4), sizes, numbers per scale in rows of D and F, the parts' offsets
     int64_t format, D, F, group_d, group_f, parts[4];
 };
 

@@ -286,8 +286,8 @@ int64_t linear_typed(const LinearArgs &a) {
         mine.used += member * per_member;
         const Space space(mine, cut);
         for (int64_t i; (i = next.take()) < parts;)
-            gemm_columns(rows, a.M, Matrix<WT>{(const WT *)a.weight, a.K}, a.K, units * i / parts * NR, min64(a.N, units * (i + 1) / parts * NR),
-                         space, sink);
+            gemm_columns(rows, a.M, Matrix<WT>{(const WT *)a.weight, a.K}, a.K, units * i / parts * NR,
+                         min64(a.N, units * (i + 1) / parts * NR), space, sink);
     });
     return 0;
 }

@@ -1,8 +1,8 @@
 // Feed-forward of a mixture of experts: tokens grouped by expert, gate/up + activation, down, weighted sum per token.
 //
 // Work is cut into (expert, column block) items, so that one token already uses all cores. Each (token, choice) pair gets its
-// own down-projected row, and a token adds its rows in the order of its choices: the sum does not depend on the batch, nor on which
-// experts were computed when.
+// own down-projected row, and a token adds its rows in the order of its choices: the sum does not depend on the batch, nor on
+// which experts were computed when.
 #pragma once
 #include "quantised.h"
 

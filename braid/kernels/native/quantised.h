@@ -7,9 +7,9 @@
 
 namespace {
 
-typedef int8_t vb __attribute__((vector_size(W)));
-typedef uint8_t vub __attribute__((vector_size(W)));
 constexpr int64_t CHUNK = 32;  // numbers that are dequantised together
+
+INLINE vf widen_all(bf16 h) { return (vf)(vu{} + ((uint32_t)h.bits << 16)); }
 
 // CHUNK numbers of a group as float32: f(j, numbers j * W .. (j + 1) * W).
 template <int BITS>
@@ -17,25 +17,25 @@ struct Group;
 template <>
 struct Group<8> {
     vf scale;
-    static INLINE Group of(bf16 scale) { return {splat(widen(scale))}; }
+    static INLINE Group of(bf16 scale) { return {widen_all(scale)}; }
     template <class F>
     INLINE void chunk(const uint8_t *q, F f) const {
 #pragma GCC unroll 8
         for (int j = 0; j < CHUNK / W; ++j)
-            f(j, __builtin_convertvector(__builtin_convertvector(load_as<vb>(q + j * W), vi), vf) * scale);
+            f(j, __builtin_convertvector(load((const int8_t *)q + j * W), vf) * scale);
     }
 };
 template <>
 struct Group<4> {
     vf scale, lowest;  // q lies there as q + 8
-    static INLINE Group of(bf16 scale) { return {splat(widen(scale)), splat(widen(scale) * -8.0f)}; }
+    static INLINE Group of(bf16 scale) { return {widen_all(scale), widen_all(scale) * -8.0f}; }
     INLINE vf number(vi q) const { return __builtin_convertvector(q, vf) * scale + lowest; }
     template <class F>
     INLINE void chunk(const uint8_t *q, F f) const {
         constexpr int HALF = CHUNK / 2 / W;
         vi bytes[HALF];
 #pragma GCC unroll 8
-        for (int j = 0; j < HALF; ++j) bytes[j] = __builtin_convertvector(load_as<vub>(q + j * W), vi);
+        for (int j = 0; j < HALF; ++j) bytes[j] = load(q + j * W);
 #pragma GCC unroll 8
         for (int j = 0; j < HALF; ++j) f(j, number(bytes[j] & 15));
 #pragma GCC unroll 8
@@ -48,32 +48,44 @@ struct GroupedRow {
     const bf16 *scales;
 };
 
-// out[m][n] = lanes of x[m] . w[n] over K.
+constexpr int64_t FETCH_AHEAD = 4096;  // bytes; one row of x is done with W faster than the processor looks ahead by itself
+
+// acc[m * NR + n] += lanes of x[m] . w[n], N rows of W, over numbers [k, end) of their rows, which are group g.
 template <int M, int N, int BITS>
-__attribute__((noinline)) void dot_quantised(const float *const *x, const GroupedRow *w, int64_t K, int64_t group, vf (*out)[NR]) {
-    vf acc[M][N] = {};
-    for (int64_t g = 0; g * group < K; ++g) {
-        Group<BITS> groups[N];
-        for (int n = 0; n < N; ++n) groups[n] = Group<BITS>::of(w[n].scales[g]);
-        for (int64_t k = g * group; k < (g + 1) * group; k += CHUNK)
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n)
-                groups[n].chunk(w[n].q + k * BITS / 8, [&](int j, vf numbers) {
-#pragma GCC unroll 8
-                    for (int m = 0; m < M; ++m) acc[m][n] = load(x[m] + k + j * W) * numbers + acc[m][n];
-                });
+INLINE void dot_group(const float *const *x, const GroupedRow *w, int64_t g, int64_t k, int64_t end, vf *acc) {
+    vf sums[M][N];
+    Group<BITS> groups[N];
+    for (int n = 0; n < N; ++n) {
+        for (int64_t b = k * BITS / 8; b < end * BITS / 8; b += 64) __builtin_prefetch(w[n].q + b + FETCH_AHEAD);
+        groups[n] = Group<BITS>::of(w[n].scales[g]);
+        for (int m = 0; m < M; ++m) sums[m][n] = acc[m * NR + n];
     }
-    for (int i = 0; i < M * N; ++i) out[i / N][i % N] = acc[i / N][i % N];
+    for (; k < end; k += CHUNK)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n)
+            groups[n].chunk(w[n].q + k * BITS / 8, [&](int j, vf numbers) {
+#pragma GCC unroll 8
+                for (int m = 0; m < M; ++m) sums[m][n] = load(x[m] + k + j * W) * numbers + sums[m][n];
+            });
+    for (int i = 0; i < M * N; ++i) acc[i / N * NR + i % N] = sums[i / N][i % N];
+}
+
+// out[m] = x[m] . w[0..3] over K.
+template <int M, int BITS>
+__attribute__((noinline)) void dot_quantised(const float *const *x, const GroupedRow *w, int64_t K, int64_t group, v4f *out) {
+    constexpr int N = M == 1 ? NR : NR / 2;  // so that sums and scales go into the registers, and enough sums are under way
+    vf acc[M * NR] = {};
+    for (int64_t g = 0; g * group < K; ++g)
+#pragma GCC unroll 1
+        for (int n = 0; n < NR; n += N) dot_group<M, N, BITS>(x, w + n, g, g * group, (g + 1) * group, acc + n);
+    for (int m = 0; m < M; ++m) out[m] = sum4(acc[m * NR], acc[m * NR + 1], acc[m * NR + 2], acc[m * NR + 3]);
 }
 
 template <int M, int BITS>
 struct QuantisedTiles {  // picks the instance for the number of rows
     static INLINE void go(int rows, const float *const *x, const GroupedRow *w, int64_t K, int64_t group, v4f *sums) {
         if (rows < M) return QuantisedTiles<M - 1, BITS>::go(rows, x, w, K, group, sums);
-        constexpr int N = M * NR <= 8 * MR / 3 ? NR : NR / 2;  // what goes with its scales into the registers
-        vf acc[M][NR];
-        for (int n = 0; n < NR; n += N) dot_quantised<M, N, BITS>(x, w + n, K, group, (vf(*)[NR])(&acc[0][n]));
-        for (int m = 0; m < M; ++m) sums[m] = sum4(acc[m][0], acc[m][1], acc[m][2], acc[m][3]);
+        dot_quantised<M, BITS>(x, w, K, group, sums);
     }
 };
 template <int BITS>
@@ -85,8 +97,8 @@ struct QuantisedTiles<0, BITS> {
 template <int BITS>
 struct Quantised {
     typedef float Order;
-    static constexpr int64_t FEW = MR;     // one pass over W; with more rows it pays to dequantise only once
-    static constexpr int64_t UNIT = 128;   // every group divides it
+    static constexpr int64_t FEW = MR;      // with more rows it pays to dequantise only once
+    static constexpr int64_t UNIT = 128;  // every group divides it
     static constexpr bool WIDENS = true;
     const uint8_t *q;
     const bf16 *scales;
@@ -103,7 +115,7 @@ struct Quantised {
             const Quantised row = from(n + (i < count ? i : count - 1), 0);
             at[i] = {row.q, row.scales};
         }
-        QuantisedTiles<FEW, BITS>::go(rows, x, at, length, group, sums);
+        QuantisedTiles<MR, BITS>::go(rows, x, at, length, group, sums);
     }
 };
 

@@ -1,4 +1,4 @@
-// Vectors of BRAID_WIDTH floats through GCC/Clang vector extensions: one source for every instruction set, no intrinsics.
+// Vectors of BRAID_WIDTH floats through GCC/Clang vector extensions: one source for every instruction set, next to no intrinsics.
 //
 // Everything sits in an unnamed namespace: each variant is one translation unit compiled with its own flags, and no inline
 // function may leak from one variant into another. a * b + c is contracted to one FMA where the target has it
@@ -6,6 +6,9 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#if BRAID_WIDTH > 4
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -100,6 +103,27 @@ INLINE void store(float *p, vf v) { store_as(p, v); }
 INLINE void store(bf16 *p, vf v) { store_as(p, upper_halves(rounded_bits<vf, vu>(v))); }
 INLINE void store4(float *p, v4f v) { store_as(p, v); }
 INLINE void store4(bf16 *p, v4f v) { store_as(p, upper_halves(rounded_bits<v4f, v4u>(v), 4)); }
+
+// --- W bytes as integers; from vectors of bytes to those of integers compilers go number by number ---
+#if BRAID_WIDTH == 16
+INLINE vi load(const uint8_t *p) { return (vi)_mm512_maskz_cvtepu8_epi32(0xffff, load_as<__m128i>(p)); }
+INLINE vi load(const int8_t *p) { return (vi)_mm512_maskz_cvtepi8_epi32(0xffff, load_as<__m128i>(p)); }
+#elif BRAID_WIDTH == 8
+INLINE vi load(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadu_si64(p)); }
+INLINE vi load(const int8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadu_si64(p)); }
+#else
+INLINE vi spread(const void *p) {  // byte i in the highest byte of number i
+    typedef uint8_t bytes __attribute__((vector_size(16)));
+    typedef uint16_t halves __attribute__((vector_size(16)));
+    uint32_t four;
+    memcpy(&four, p, 4);
+    const bytes b = (bytes)(vu{four}), none = {};
+    const halves h = (halves)__builtin_shufflevector(none, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), zero = {};
+    return (vi)__builtin_shufflevector(zero, h, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+INLINE vi load(const uint8_t *p) { return (vi)((vu)spread(p) >> 24); }
+INLINE vi load(const int8_t *p) { return spread(p) >> 24; }
+#endif
 
 // Pairs: 2W consecutive weights as two vectors. bfloat16 splits into even and odd elements (two cheap operations, no
 // shuffle), float32 into first and second half; pair_slot() says where element i of such a group lands.
