@@ -70,10 +70,10 @@ class AgentSettings:
     newcomer_every: int = 64
     aged_every: int = 64
     aged_s: float = 120.0
-    seniority_s: float = 3600.0
+    seniority_s: float = 28_800.0
     preemption_budget: int = 3
     gate_share: float = 0.8
-    gate_lower_share: float = 0.0
+    gate_lower_share: float = 0.3
     newcomer_s: float = 60.0
     newcomer_share: float = 0.3
     overdue_s: float = 1800.0
