@@ -6,11 +6,13 @@ The neurons of each feed-forward layer are parted (MoEfication, arXiv:2110.01786
 become the shared expert, the others are clustered by when they are active into routed experts of equal size. A router
 is fitted by ridge regression to what each expert contributes, and then the down projections are fitted again, by ridge
 regression towards the old ones, layer after layer: so each makes up, as well as a linear map can, for what is routed
-away. Nothing is trained by gradients. The result is a folder of the family Qwen2-MoE; its config
-says that it is derived, and from what.
+away. Nothing is trained by gradients. The result is a folder of the family Qwen2-MoE; its config says that it is
+derived, and from what.
 
 Text: the topics of Python's own help (``pydoc_data``) and this repository's documentation. Every fifth document is kept
-out of all fitting; perplexities are of those.
+out of all fitting; perplexities are of those. On 2,048 such tokens, fitted to 5,120, the default model has 29.65; with
+16 experts, 8 of them chosen, beside 1,024 shared neurons of 1,536 it has 35.35 (1.19 times as much), and beside 768
+shared ones 38.55 (1.30 times).
 """
 
 from __future__ import annotations
@@ -338,9 +340,9 @@ def main() -> None:
         "--shapes", type=parse_shape, nargs="+", default=[Shape(16, 8, 1024)], metavar="E/K/S"
     )
     parser.add_argument(
-        "--pieces", type=int, default=12, help=f"of {PIECE} tokens, to fit to (default: %(default)s)"
+        "--pieces", type=int, default=10, help=f"of {PIECE} tokens, to fit to (default: %(default)s)"
     )
-    parser.add_argument("--held-out", type=int, default=6, help="pieces to judge by (default: %(default)s)")
+    parser.add_argument("--held-out", type=int, default=4, help="pieces to judge by (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     checkpoint = open_checkpoint(resolve(options.model))
