@@ -48,37 +48,38 @@ struct GroupedRow {
     const bf16 *scales;
 };
 
-constexpr int64_t FETCH_AHEAD = 4096;  // bytes; one row of x is done with W faster than the processor looks ahead by itself
+constexpr int64_t FETCH_AHEAD = 4096;  // bytes at least: W is done with faster than the processor looks ahead by itself
 
-// acc[m * NR + n] += lanes of x[m] . w[n], N rows of W, over numbers [k, end) of their rows, which are group g.
+// sums[m * NR + n] = lanes of x[m] . w[n] over K, for N rows of W.
 template <int M, int N, int BITS>
-INLINE void dot_group(const float *const *x, const GroupedRow *w, int64_t g, int64_t k, int64_t end, vf *acc) {
-    vf sums[M][N];
-    Group<BITS> groups[N];
-    for (int n = 0; n < N; ++n) {
-        for (int64_t b = k * BITS / 8; b < end * BITS / 8; b += 64) __builtin_prefetch(w[n].q + b + FETCH_AHEAD);
-        groups[n] = Group<BITS>::of(w[n].scales[g]);
-        for (int m = 0; m < M; ++m) sums[m][n] = acc[m * NR + n];
-    }
-    for (; k < end; k += CHUNK)
+INLINE void dot_rows(const float *const *x, const GroupedRow *w, int64_t K, int64_t group, vf *sums) {
+    const int64_t ahead = max64(FETCH_AHEAD, NR * K * BITS / 8);
+    vf acc[M][N] = {};
+    for (int64_t g = 0, k = 0; k < K; ++g) {
+        const int64_t end = k + group;
+        Group<BITS> groups[N];
+        for (int n = 0; n < N; ++n) {
+            for (int64_t b = k * BITS / 8; b < end * BITS / 8; b += 64) __builtin_prefetch(w[n].q + b + ahead);
+            groups[n] = Group<BITS>::of(w[n].scales[g]);
+        }
+        for (; k < end; k += CHUNK)
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n)
-            groups[n].chunk(w[n].q + k * BITS / 8, [&](int j, vf numbers) {
+            for (int n = 0; n < N; ++n)
+                groups[n].chunk(w[n].q + k * BITS / 8, [&](int j, vf numbers) {
 #pragma GCC unroll 8
-                for (int m = 0; m < M; ++m) sums[m][n] = load(x[m] + k + j * W) * numbers + sums[m][n];
-            });
-    for (int i = 0; i < M * N; ++i) acc[i / N * NR + i % N] = sums[i / N][i % N];
+                    for (int m = 0; m < M; ++m) acc[m][n] = load(x[m] + k + j * W) * numbers + acc[m][n];
+                });
+    }
+    for (int i = 0; i < M * N; ++i) sums[i / N * NR + i % N] = acc[i / N][i % N];
 }
 
 // out[m] = x[m] . w[0..3] over K.
 template <int M, int BITS>
 __attribute__((noinline)) void dot_quantised(const float *const *x, const GroupedRow *w, int64_t K, int64_t group, v4f *out) {
     constexpr int N = M == 1 ? NR : NR / 2;  // so that sums and scales go into the registers, and enough sums are under way
-    vf acc[M * NR] = {};
-    for (int64_t g = 0; g * group < K; ++g)
-#pragma GCC unroll 1
-        for (int n = 0; n < NR; n += N) dot_group<M, N, BITS>(x, w + n, g, g * group, (g + 1) * group, acc + n);
-    for (int m = 0; m < M; ++m) out[m] = sum4(acc[m * NR], acc[m * NR + 1], acc[m * NR + 2], acc[m * NR + 3]);
+    vf sums[M * NR];
+    for (int n = 0; n < NR; n += N) dot_rows<M, N, BITS>(x, w + n, K, group, sums + n);
+    for (int m = 0; m < M; ++m) out[m] = sum4(sums[m * NR], sums[m * NR + 1], sums[m * NR + 2], sums[m * NR + 3]);
 }
 
 template <int M, int BITS>
