@@ -72,9 +72,9 @@ LABEL = "expert layers alone: no attention, no head; random weights, recorded ro
 NO_CACHE, PROBE = "no-cache", "probe"
 CONTENDERS = ("mmap", "mmap-ahead", "lru-serial", "static", "ours", "ours+oracle", NO_CACHE, FLOOR)
 MORE = ("lru", "ours-serial", "ours+oracle-auto")
-LOADS = ("a1", "c4", "b8", "c8", "p2")
+LOADS = ("a1", "b4", "c4", "b8", "c8", "p3")
 QUICK = Shape(layers=6, hidden=1024, expert_size=384)
-QUICK_LOADS = ("c4", "p1")
+QUICK_LOADS = ("c4", "p2")
 SLACK = 16 * 2**20
 """Beside what a process without experts holds: page tables, buffers of the system. All that the page cache may add."""
 DISK_BYTES = 40 * 2**20
@@ -86,10 +86,10 @@ COLUMNS = {
     "contender": "contender",
     "budget %": "mem %",
     "ms/token": "ms",
-    "low": "low",
-    "high": "high",
+    "range": "range",
     "compute": "comp",
     "stall %": "stall %",
+    "planning %": "plan %",
     "MB/token": "MB",
     "tokens/GB": "tok /GB",
     "roofline": "roof",
@@ -294,7 +294,7 @@ def report(result: Mapping[str, Any]) -> None:
     for load in dict.fromkeys(row["load"] for row in result["rows"]):
         rows = [
             {word: row[name] for name, word in COLUMNS.items()}
-            for row in result["rows"]
+            for row in map(_ranged, result["rows"])
             if row["load"] == load
         ]
         show(f"{load}: {Load(load).label}. Per token, medians, times in ms", rows)
@@ -307,6 +307,10 @@ def report(result: Mapping[str, Any]) -> None:
     for run in result["runs"]:
         if "failed" in run:
             print(f"{run['load']} {run['budget']} % {run['contender']}: {run['failed']}")
+
+
+def _ranged(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "range": f"{row['low']:.3g}-{row['high']:.3g}" if row["runs"] > 1 else "-"}
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experts_work import FLOOR, place_of
+from matplotlib.patches import Patch
+
 from braid.lab.figures.style import BLUE, GREEN, INK, ORANGE, PURPLE, RED, SKY, SOFT, in_style, new_figure
 
 COLOURS = {
@@ -20,48 +23,77 @@ COLOURS = {
     "static": SKY,
     "ours": BLUE,
     "ours+oracle": GREEN,
-    "resident": SOFT,
 }
-WIDTH = 0.8
+WIDTH = 0.84
 """Of a group of bars."""
+HIGHEST = 1.6
+"""Times the second slowest contender: a longer bar is cut off, and its number stands beside it."""
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """One panel per load of decodes."""
-    rows = [row for row in result["rows"] if row["load"][0] != "p" and row["ms/token"] is not None]
+    rows = [row for row in result["rows"] if row["load"][0] != "p"]
     loads = list(dict.fromkeys(row["load"] for row in rows))
+    if not loads:
+        raise SystemExit("no load of decodes was measured: there is nothing to draw")
     with in_style():
-        figure, axes = new_figure(len(loads), 1, 0.8 + 2.5 * len(loads))
+        figure, axes = new_figure(len(loads), 1, 1.1 + 2.4 * len(loads))
         for axis, load in zip(axes[:, 0], loads, strict=True):
-            _bars(axis, [row for row in rows if row["load"] == load])
+            _panel(axis, [row for row in rows if row["load"] == load])
             axis.set_title(f"{load}: {result['loads'].get(load, load)}", fontsize=10)
             axis.set_ylabel("ms per token")
-        axes[-1, 0].set_xlabel(f"memory for experts, % of their bytes\n{result['what']}")
-        axes[0, 0].legend(fontsize=7, ncols=3)
+        axes[-1, 0].set_xlabel("memory for experts, % of their bytes")
+        figure.text(0.99, 0.99, result["what"], ha="right", va="top", fontsize=7, color=SOFT)
         figure.savefig(path)
 
 
-def _bars(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Dark: computing experts; pale: standing still; white: planning, routers and what else there is."""
-    budgets = sorted({row["budget %"] for row in rows})
-    names = [name for name in COLOURS if any(row["contender"] == name for row in rows)]
-    names += sorted({row["contender"] for row in rows} - set(names))
-    width = WIDTH / len(names)
-    for place, name in enumerate(names):
-        found = [row for row in rows if row["contender"] == name]
-        at = [budgets.index(row["budget %"]) - WIDTH / 2 + width * (place + 0.5) for row in found]
-        colour = COLOURS.get(name, INK)
-        compute = [row["compute"] for row in found]
-        stall = [row["stall"] for row in found]
-        rest = [max(0.0, row["ms/token"] - row["compute"] - row["stall"]) for row in found]
-        over = [one + two for one, two in zip(compute, stall, strict=True)]
-        axis.bar(at, compute, 0.9 * width, color=colour, label=name)
-        axis.bar(at, stall, 0.9 * width, bottom=compute, color=colour, alpha=0.4)
-        axis.bar(at, rest, 0.9 * width, bottom=over, color="white", edgecolor=colour, linewidth=0.8)
-        for x, row in zip(at, found, strict=True):
-            axis.plot((x, x), (row["low"], row["high"]), color=INK, linewidth=1)
+def _panel(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Full colour: computing experts; pale: standing still; white: planning, routers and what else there is."""
+    bars = [row for row in rows if row["contender"] != FLOOR]
+    budgets = sorted({row["budget %"] for row in bars})
+    names = sorted({row["contender"] for row in bars}, key=place_of)
+    times = sorted((row["ms/token"] for row in bars), reverse=True)
+    top = HIGHEST * times[len(budgets)] if len(times) > len(budgets) else times[0] * 1.1
+    for row in bars:
+        width = WIDTH / len(names)
+        at = budgets.index(row["budget %"]) - WIDTH / 2 + width * (names.index(row["contender"]) + 0.5)
+        _bar(axis, at, 0.9 * width, row, COLOURS.get(row["contender"], INK))
+        if row["ms/token"] > top:
+            axis.text(at + 0.6 * width, 0.93 * top, f"{row['ms/token']:.0f}", fontsize=7, color=INK)
+    for row in rows:
+        if row["contender"] == FLOOR:
+            axis.axhline(row["ms/token"], color=SOFT, linewidth=1, linestyle="--")
+            axis.text(
+                len(budgets) - 0.5, row["ms/token"], " all\n resident", fontsize=7, color=SOFT, va="center"
+            )
+    axis.set_ylim(0, min(top, 1.1 * times[0]))
+    axis.set_xlim(-0.5, len(budgets) - 0.5)
     axis.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
     axis.grid(visible=False, axis="x")
+    handles = [Patch(color=COLOURS.get(name, INK), label=name) for name in names]
+    shades = [
+        Patch(color=SOFT, label="computes"),
+        Patch(color=SOFT, alpha=0.35, label="waits"),
+        Patch(facecolor="white", edgecolor=SOFT, label="the rest"),
+    ]
+    axis.legend(handles=[*handles, *shades], fontsize=6.5, ncols=3, loc="upper right")
+
+
+def _bar(axis: Any, at: float, width: float, row: Mapping[str, Any], colour: str) -> None:
+    compute, stall, wall = row["compute"], row["stall"], row["ms/token"]
+    axis.bar(at, compute, width, color=colour)
+    axis.bar(at, stall, width, bottom=compute, color=colour, alpha=0.35)
+    axis.bar(
+        at,
+        max(0.0, wall - compute - stall),
+        width,
+        bottom=compute + stall,
+        color="white",
+        edgecolor=colour,
+        linewidth=0.8,
+    )
+    if row["runs"] > 1:
+        axis.plot((at, at), (row["low"], row["high"]), color=INK, linewidth=1)
 
 
 def main() -> None:

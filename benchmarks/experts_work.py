@@ -326,6 +326,7 @@ def _row(
     disk = median(best_rate(run) for run in runs)
     floor = 1e3 * floor_s if floor_s is not None else compute
     wanted = [run for run in runs if run.get("wanted")]
+    told = [run for run in runs if run.get("planning_s") is not None]
     return {
         "load": key[0],
         "budget %": key[1],
@@ -336,6 +337,7 @@ def _row(
         "compute": compute,
         "stall": stall,
         "stall %": 100 * stall / wall,
+        "planning %": 100 * median(run["planning_s"] / run["wall_s"] for run in told) if told else "-",
         "MB/token": num_bytes / 1e6,
         "tokens/GB": 1e9 / num_bytes if num_bytes else "-",
         "disk GB/s": disk / 1e9,
@@ -374,27 +376,24 @@ def place_of(contender: str) -> int:
 
 
 def prompts_of(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Milliseconds per prompt, the first time (cold) and the second; medians over prompts and runs."""
+    """Milliseconds per prompt: the very first of a process, other programs' first ones, and all the second time.
+
+    The very first pays for what no later one does: memory is touched, records are checked. Medians over prompts and
+    runs.
+    """
     found: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
     for run in runs:
         if "wall_s" in run and run["load"][0] == "p":
             found.setdefault((run["load"], run["budget"], run["contender"]), []).append(run)
     rows = []
     for (load, budget, contender), those in found.items():
-        halves: tuple[list[float], list[float]] = ([], [])
-        for run in those:
-            middle = len(run["step_s"]) // 2
-            halves[0].extend(run["step_s"][:middle])
-            halves[1].extend(run["step_s"][middle:])
-        rows.append(
-            {
-                "load": load,
-                "budget %": budget,
-                "contender": contender,
-                "first ms": 1e3 * median(halves[0]),
-                "again ms": 1e3 * median(halves[1]),
-            }
-        )
+        programs = Load(load).programs
+        parts = {"cold ms": (0, 1), "new ms": (1, programs), "again ms": (programs, 2 * programs)}
+        row: dict[str, Any] = {"load": load, "budget %": budget, "contender": contender}
+        for name, (begin, end) in parts.items():
+            seconds = [one for run in those for one in run["step_s"][begin:end]]
+            row[name] = 1e3 * median(seconds) if seconds else "-"
+        rows.append(row)
     return sorted(rows, key=lambda row: (row["load"], row["budget %"], place_of(row["contender"])))
 
 

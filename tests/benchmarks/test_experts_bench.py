@@ -174,14 +174,15 @@ def test_rows() -> None:
     assert rows["resident"]["tokens/GB"] == "-"
 
 
-def test_prompts_first_and_again() -> None:
+def test_prompts_cold_new_and_again() -> None:
     runs = [run("ours", 1.0) | {"load": "p2", "step_s": [0.4, 0.6, 0.1, 0.3]}, run("ours", 1.0)]
     assert work.prompts_of(runs) == [
         {
             "load": "p2",
             "budget %": 25,
             "contender": "ours",
-            "first ms": pytest.approx(500),
+            "cold ms": pytest.approx(400),
+            "new ms": pytest.approx(600),
             "again ms": pytest.approx(200),
         }
     ]
