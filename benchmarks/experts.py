@@ -10,16 +10,18 @@ of the true size is asked for its cost. What is printed per token is therefore t
 Contenders (``--contenders``), each run in a process of its own, its memory limited to the budget (a part of all
 experts' bytes) plus what a process without experts holds:
 
-    mmap         records are mapped, the page cache is the cache; mmap-ahead: with MADV_WILLNEED for all experts
-                 of a layer, and MADV_RANDOM
+    mmap         records are mapped, the page cache is the cache
+    mmap-ahead   the same with MADV_WILLNEED for all experts of a layer, and MADV_RANDOM
     lru-serial   the store with plain LRU, all reads of a layer finished before anything is computed
     static       the experts used most over these programs' whole loop stay (known in hindsight), all others bypass
-    ours         the store as a server has it; lru: the same with LRU; ours-serial: the same without overlap
-    ours+oracle  the same, and reads ahead what an oracle of the published precision (88.6 %) foretells; +oracle-auto
+    ours         the store as a server has it
+    ours+oracle  the same, and reads ahead what an oracle of the published precision (88.6 %) foretells
     no-cache     no slots at all, in loads of prompts: what a cache must not be slower than
     resident     all experts in memory, where they fit: the floor
 
-and Belady's replay, the bound of hits. Loads (``--loads``): see ``experts_work.py``. Where ``--json`` exists already
+and on request lru (with overlap), static-learnt (used most in the first 64 steps), ours-serial (without overlap) and
+ours+oracle-auto (reads ahead only while that pays).
+Belady's replay is the bound of hits. Loads (``--loads``): see ``experts_work.py``. Where ``--json`` exists already
 and was made with the same settings, what it lacks is run and the rest kept, so ``--minutes`` may cut a long run into
 pieces.
 """
@@ -48,6 +50,7 @@ from experts_disk import forget, rates
 from experts_figure import draw
 from experts_work import (
     FLOOR,
+    ORDER,
     Load,
     Recording,
     belady,
@@ -71,7 +74,6 @@ from braid.sim.experts.routes import read_routes
 LABEL = "expert layers alone: no attention, no head; random weights, recorded routing"
 NO_CACHE, PROBE = "no-cache", "probe"
 CONTENDERS = ("mmap", "mmap-ahead", "lru-serial", "static", "ours", "ours+oracle", NO_CACHE, FLOOR)
-MORE = ("lru", "ours-serial", "ours+oracle-auto")
 LOADS = ("a1", "b4", "c4", "b8", "c8", "p3")
 QUICK = Shape(layers=6, hidden=1024, expert_size=384)
 QUICK_LOADS = ("c4", "p2")
@@ -84,21 +86,22 @@ ONCE = 100
 
 COLUMNS = {
     "contender": "contender",
-    "budget %": "mem %",
+    "budget %": "%",
     "ms/token": "ms",
     "range": "range",
     "compute": "comp",
-    "stall %": "stall %",
-    "planning %": "plan %",
+    "stall %": "stall",
+    "planning %": "plan",
     "MB/token": "MB",
-    "tokens/GB": "tok /GB",
+    "tokens/GB": "tok/GB",
     "roofline": "roof",
+    "link GB/s": "GB/s",
     "x mmap": "x mmap",
     "x serial": "x lru",
     "x static": "x stat",
-    "hit %": "hit %",
+    "hit %": "hit",
 }
-"""Of rows, as tables call them."""
+"""Of rows, as tables call them; ``stall``, ``plan`` and ``hit`` are per cent there."""
 
 
 class Run(NamedTuple):
@@ -297,7 +300,7 @@ def report(result: Mapping[str, Any]) -> None:
             for row in map(_ranged, result["rows"])
             if row["load"] == load
         ]
-        show(f"{load}: {Load(load).label}. Per token, medians, times in ms", rows)
+        show(f"{load}: {Load(load).label}. Per token: ms, MB; stall, plan, hit in %; medians", rows)
     if result["prompts"]:
         show("ms per prompt", result["prompts"])
     words = (
@@ -357,7 +360,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="of the 48 (default 16: 5 GB)")
     parser.add_argument("--budgets", type=int, nargs="+", help="per cent of all experts' bytes")
     parser.add_argument("--loads", nargs="+", help=f"default {' '.join(LOADS)}")
-    parser.add_argument("--contenders", nargs="+", choices=(*CONTENDERS, *MORE), default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=ORDER, default=list(CONTENDERS))
     parser.add_argument("--repeats", type=int)
     parser.add_argument(
         "--steps", type=int, help="decode steps that count, divided by the programs (default 64)"

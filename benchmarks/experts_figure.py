@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         figure, axes = new_figure(len(loads), 1, 1.1 + 2.4 * len(loads))
         for axis, load in zip(axes[:, 0], loads, strict=True):
             _panel(axis, [row for row in rows if row["load"] == load])
+            if axis is axes[0, 0]:
+                _legend(axis, {row["contender"] for row in rows} - {FLOOR})
             axis.set_title(f"{load}: {result['loads'].get(load, load)}", fontsize=10)
             axis.set_ylabel("ms per token")
         axes[-1, 0].set_xlabel("memory for experts, % of their bytes")
@@ -63,13 +65,16 @@ def _panel(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         if row["contender"] == FLOOR:
             axis.axhline(row["ms/token"], color=SOFT, linewidth=1, linestyle="--")
-            axis.text(
-                len(budgets) - 0.5, row["ms/token"], " all\n resident", fontsize=7, color=SOFT, va="center"
-            )
+            at = (len(budgets) - 0.5, row["ms/token"])
+            axis.text(*at, "all resident ", fontsize=7, color=SOFT, ha="right", va="bottom")
     axis.set_ylim(0, min(top, 1.1 * times[0]))
     axis.set_xlim(-0.5, len(budgets) - 0.5)
     axis.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
     axis.grid(visible=False, axis="x")
+
+
+def _legend(axis: Any, contenders: Collection[str]) -> None:
+    names = sorted(contenders, key=place_of)
     handles = [Patch(color=COLOURS.get(name, INK), label=name) for name in names]
     shades = [
         Patch(color=SOFT, label="computes"),

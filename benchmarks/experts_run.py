@@ -48,9 +48,12 @@ class Layer(NamedTuple):
 
 
 class Seconds(NamedTuple):
+    """``link``: at least one read was under way."""
+
     compute: float
     stall: float
     planning: float
+    link: float
 
 
 class Contender(Protocol):
@@ -142,7 +145,7 @@ class Stored:
     def seconds(self) -> Seconds | None:
         stats = self.store.stats()
         held = self.store.held_s if isinstance(self.store, Unbraided) else 0.0
-        return Seconds(stats.compute_s - held, stats.stall_s + held, stats.planning_s)
+        return Seconds(stats.compute_s - held, stats.stall_s + held, stats.planning_s, stats.link_busy_s)
 
     def counts(self) -> Counts | None:
         return self.store.table.totals("decode") + self.store.table.totals("prefill")
@@ -196,6 +199,7 @@ def contender(name: str, file: ExpertFile, work: Work, budget_bytes: int, router
                 file, slots, expert_cache("static", shape, experts=most_used(work, shape, slots)), floor=0
             )
         ),
+        "static-learnt": lambda: Stored(ExpertStore(file, slots, expert_cache("static", shape))),
         "ours": lambda: Stored(ExpertStore(file, slots, expert_cache("mrs", shape))),
         "ours-serial": lambda: Stored(Unbraided(file, slots, expert_cache("mrs", shape))),
         "ours+oracle": lambda: Stored(ExpertStore(file, slots, expert_cache("mrs", shape), prefetch="on")),
@@ -251,19 +255,22 @@ class Runner:
         self._made, self._router, self._x_RD, self._limit_s = made, router, x_RD, limit_s
         self.digest = 0
         self.digests: list[int] = []
+        self.router_s = 0.0
 
     def run(self, steps: Sequence[Step], oracle: random.Random | None, per_layer: int) -> list[float]:
         """Seconds of every step that was run."""
         prepared = [(layers_of(step, per_layer, oracle), step.is_prefill) for step in steps]
         taken: list[float] = []
-        self.digests = []
+        self.digests, self.router_s = [], 0.0
         for layers, is_prefill in prepared:
             if len(taken) >= LEAST_STEPS and sum(taken) > self._limit_s:
                 break
             begin = time.perf_counter()
             for number, layer in enumerate(layers):
                 x_TD = self._x_RD[: len(layer.routed.ids_Tk)]
+                asked = time.perf_counter()
                 self._router(x_TD)  # for its cost: what it would choose is recorded
+                self.router_s += time.perf_counter() - asked
                 y_TD = self._made.compute(number, layer, x_TD, is_prefill)
                 self.digest = zlib.crc32(y_TD.view(torch.uint8).numpy().data, self.digest)
             taken.append(time.perf_counter() - begin)
@@ -326,6 +333,7 @@ def measure(spec: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": tokens,
         "step_s": step_s,
         "prompt_s": prompts_s,
+        "router_s": runner.router_s,
         "read_bytes": after[2] - before[2],
         **_seconds(before[0], after[0]),
         **_counts(before[1], after[1]),

@@ -38,13 +38,13 @@ ORDER = (
         "lru-serial",
         "lru",
         "static",
+        "static-learnt",
         "ours-serial",
         "ours",
         "ours+oracle",
         "ours+oracle-auto",
-        "no-cache",
-        FLOOR,
     ),
+    *("no-cache", FLOOR),
 )
 """Of contenders in tables."""
 BASES = {"mmap": MAPPED, "serial": ("lru-serial",), "static": ("static",)}
@@ -326,6 +326,7 @@ def _row(
     disk = median(best_rate(run) for run in runs)
     floor = 1e3 * floor_s if floor_s is not None else compute
     wanted = [run for run in runs if run.get("wanted")]
+    busy = [run for run in runs if run.get("link_s")]
     told = [run for run in runs if run.get("planning_s") is not None]
     return {
         "load": key[0],
@@ -341,6 +342,7 @@ def _row(
         "MB/token": num_bytes / 1e6,
         "tokens/GB": 1e9 / num_bytes if num_bytes else "-",
         "disk GB/s": disk / 1e9,
+        "link GB/s": 1e-9 * median(run["read_bytes"] / run["link_s"] for run in busy) if busy else "-",
         "roofline": roofline_ms(num_bytes, disk, floor),
         "hit %": 100 * median(run["hits"] / run["wanted"] for run in wanted) if wanted else "-",
         "runs": len(runs),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import experts
 import experts_work as work
 import pytest
 
@@ -192,6 +193,12 @@ def test_results_that_differ_are_told() -> None:
     runs = [run("ours", 1.0, digests=[1, 2, 3]), run("mmap", 1.0, digests=[1, 2])]
     assert work.differing(runs) == []
     assert work.differing([*runs, run("static", 1.0, digests=[1, 5])]) == ["c4"]
+
+
+def test_every_contender_has_a_place_and_is_described() -> None:
+    assert set(experts.CONTENDERS) <= set(work.ORDER)
+    words = (experts.__doc__ or "").split()
+    assert [name for name in work.ORDER if name not in words] == []
 
 
 def test_order_of_contenders_changes() -> None:
