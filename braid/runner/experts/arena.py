@@ -17,6 +17,8 @@ from braid.core.experts import PAGE
 
 _MAP_NORESERVE = 0x4000
 """Addresses alone cost nothing, so systems need not set memory aside for rows that may never be used."""
+_MADV_POPULATE_WRITE = 23
+"""Of Linux 5.14; Python has no name for it."""
 
 
 class Arena(Protocol):
@@ -69,7 +71,7 @@ def open_arena(num_rows: int, record_bytes: int, capacity: int, device: torch.de
 class HostArena:
     """Rows in main memory, each beginning on a page so that disks write into them directly.
 
-    Addresses are taken for ``capacity`` rows and memory for those that are used: a row that is given back is zeros.
+    Addresses are taken for ``capacity`` rows and memory for those that there are: a row that is given back is zeros.
     """
 
     is_in_place = True
@@ -115,10 +117,14 @@ class HostArena:
         self._memory.madvise(mmap.MADV_DONTNEED, row * self._size, self._size)
 
     def _favour(self, first: int, end: int) -> None:
-        """Ask for large pages in rows ``[first, end)``: one record is hundreds of small ones."""
+        """Ask for large pages in rows ``[first, end)``, as one record is hundreds of small ones, and for them all now.
+
+        Else the first prompt would wait for each to be made.
+        """
         start, stop = first * self._size, end * self._size
-        with contextlib.suppress(OSError):  # systems may have none
-            self._memory.madvise(mmap.MADV_HUGEPAGE, start, stop - start)
+        for wish in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
+            with contextlib.suppress(OSError):  # systems may not know it, or have none
+                self._memory.madvise(wish, start, stop - start)
 
 
 def _addresses(num_bytes: int) -> mmap.mmap:
