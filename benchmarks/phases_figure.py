@@ -24,7 +24,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
             _trade(row[0], modes, result["config"])
             row[0].set_title(name[0].upper() + name[1:])
             _goodput(row[1], modes)
-            row[1].set_title("Tokens per second in time")
+            row[1].set_title("Requests per minute within the limits")
         figure.savefig(path)
 
 
@@ -61,13 +61,14 @@ def _trade(axis: Any, modes: Mapping[str, Any], config: Mapping[str, Any]) -> No
 
 
 def _goodput(axis: Any, modes: Mapping[str, Any]) -> None:
-    for place, (mode, found) in enumerate(modes.items()):
-        axis.barh(place, found["goodput"], color=_colour(mode), height=0.66)
-        axis.text(found["goodput"], place, f" {found['goodput']:.1f}", va="center", fontsize=8, color=INK)
+    rates = [60 * found["goodput"] for found in modes.values()]
+    for place, (mode, rate) in enumerate(zip(modes, rates, strict=True)):
+        axis.barh(place, rate, color=_colour(mode), height=0.66)
+        axis.text(rate, place, f" {rate:.1f}", va="center", fontsize=8, color=INK)
     axis.set_yticks(range(len(modes)), list(modes), fontsize=8)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
-    axis.set_xlim(0, 1.2 * max(found["goodput"] for found in modes.values()) or 1)
+    axis.set_xlim(0, 1.2 * max(rates) or 1)
 
 
 def main(words: Sequence[str] | None = None) -> None:

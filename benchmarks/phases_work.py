@@ -171,6 +171,9 @@ class Size:
     first_tokens: int = 400
     later_tokens: int = 120
     out_tokens: int = 24
+    light: int = 10
+    light_gap_s: float = 5.0
+    light_tokens: int = 300
 
 
 QUICK = Size(
@@ -183,23 +186,35 @@ QUICK = Size(
     first_tokens=150,
     later_tokens=60,
     out_tokens=12,
+    light=3,
+    light_gap_s=1.5,
+    light_tokens=100,
 )
-LARGE_MODEL = Size(long_prompts=4, long_tokens=800, load_tok_s=90.0, first_tokens=200, later_tokens=60)
+LARGE_MODEL = Size(
+    long_prompts=4,
+    long_tokens=800,
+    load_tok_s=90.0,
+    first_tokens=200,
+    later_tokens=60,
+    light_gap_s=10.0,
+    light_tokens=150,
+)
 
 
 def workloads(size: Size, vocab_size: int, trace: Path | None, seed: int) -> list[Workload]:
-    """Long prompts among streams; a burst; agents' programs."""
+    """Long prompts among streams; a burst; agents' programs; and a light load."""
     rows = _synthetic(size, seed) if trace is None else busy(read_azure(trace, size.context), size)
     return [
         Workload("long prompts", lambda run: _long_prompts(size, vocab_size, _first(seed, run, 0)), SETTLE_S),
         Workload("burst", lambda run: _burst(rows, vocab_size, _first(seed, run, 1)), 0.0),
         Workload("agents", lambda run: _agents(size, vocab_size, seed, _first(seed, run, 2)), 0.0),
+        Workload("light", lambda run: _burst(_light(size, seed), vocab_size, _first(seed, run, 3)), 0.0),
     ]
 
 
 def _first(seed: int, run: int, number: int) -> int:
     """Of the seeds of a workload's prompts in a run: no two have one in common, as long as it has 100,000 prompts."""
-    return 100_000 * (number + 3 * run) + 1_000_000_000 * seed
+    return 100_000 * (number + 4 * run) + 1_000_000_000 * seed
 
 
 def _long_prompts(size: Size, vocab_size: int, first: int) -> list[Client]:
@@ -279,6 +294,18 @@ def _synthetic(size: Size, seed: int) -> list[Row]:
         Row(at, max(8, round(rng.gauss(tokens, tokens / 4))), rng.randint(8, 32))
         for at in sorted(steady + burst)
     ]
+
+
+def _light(size: Size, seed: int) -> list[Row]:
+    """Arrivals at random, so far apart that they seldom meet; the same for all runs."""
+    rng = random.Random(seed)
+    at, rows = 0.0, []
+    for _ in range(size.light):
+        rows.append(
+            Row(at, max(8, round(rng.gauss(size.light_tokens, size.light_tokens / 4))), size.out_tokens)
+        )
+        at += rng.expovariate(1 / size.light_gap_s)
+    return rows
 
 
 def _agents(size: Size, vocab_size: int, shape: int, first: int) -> list[Client]:

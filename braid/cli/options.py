@@ -220,6 +220,13 @@ class EngineOptions:
         Literal["off", "on", "auto"],
         Parameter(group=ENGINE, help="Read experts of later layers ahead; auto does it while it pays."),
     ] = "off"
+    memory_split: Annotated[
+        Literal["auto", "live", "fixed"],
+        Parameter(
+            group=ENGINE,
+            help="Whether memory moves between experts and KV while serving; auto does it where neither has a size.",
+        ),
+    ] = "auto"
 
     def config(self, model: str) -> EngineConfig:
         """Validate.

@@ -19,6 +19,7 @@ MAX_BLOCK_SIZE = 256
 EXPERT_FORMATS = ("auto", *FORMATS)
 EXPERT_SCOPES = ("global", "layer")
 EXPERT_PREFETCH = ("off", "on", "auto")
+MEMORY_SPLITS = ("auto", "live", "fixed")
 DEFAULT_EXPERT_CACHE = "mrs"
 
 
@@ -74,6 +75,8 @@ class EngineConfig:
         expert_cache: which experts stay in memory; see ``braid.policy.experts.catalog``.
         expert_scope: ``global`` (one pool of slots for all layers) or ``layer`` (each has its own).
         expert_prefetch: experts of later layers are read ahead: ``off``, ``on`` or ``auto`` (while it pays).
+        memory_split: whether memory moves between experts and KV while serving: ``live``, ``fixed`` or ``auto`` (where
+            neither was given a size, on a CPU).
 
     Raises:
         InvalidParameterError: naming the field, the value and the valid range.
@@ -106,6 +109,7 @@ class EngineConfig:
     expert_cache: str = DEFAULT_EXPERT_CACHE
     expert_scope: str = "global"
     expert_prefetch: str = "off"
+    memory_split: str = "auto"
 
     def __post_init__(self) -> None:
         model_ok = isinstance(self.model, str) and self.model.strip() != ""
@@ -134,6 +138,7 @@ class EngineConfig:
             ("expert_format", EXPERT_FORMATS),
             ("expert_scope", EXPERT_SCOPES),
             ("expert_prefetch", EXPERT_PREFETCH),
+            ("memory_split", MEMORY_SPLITS),
         ):
             value = getattr(self, name)
             _require(value in choices, name, value, f"one of {', '.join(choices)}")

@@ -30,6 +30,7 @@ from braid.engine.experts import Wanted, hold_experts, wanted_experts
 from braid.engine.grammar import Grammars
 from braid.engine.guidance import Vocabulary
 from braid.engine.lower import check_tiers, open_tiers
+from braid.engine.memory_split import Budget, MemorySplit, budget_of
 from braid.engine.protocol import EngineInfo
 from braid.models.loading import load_weights
 from braid.models.registry import build_model
@@ -107,7 +108,8 @@ def _build(
     spec = model_spec(config.model, checkpoint.config)
     wanted = wanted_experts(config, checkpoint, dtype)
     plan = plan_memory(config, spec, dtype, device, wanted)
-    limits = _scheduler_config(config, plan)
+    budget = _budget(config, plan, wanted, device)
+    limits = _scheduler_config(config, plan, budget)
     # What is unknown, or does not work here, is an error before anything is loaded.
     is_split = make_policies(config, has_lower=False, device=device).phases.is_split
     partition = pick_partition(config, device, needs_lanes=is_split)
@@ -121,7 +123,11 @@ def _build(
     load_weights(model, faults.over("load.weights", weights))
     model.eval()
     kv = faults.around("load.kv", KVStore)(
-        model.kv_shapes, num_blocks=plan.num_blocks, block_size=config.block_size, dtype=dtype, device=device
+        model.kv_shapes,
+        num_blocks=limits.block_bounds[1],
+        block_size=config.block_size,
+        dtype=dtype,
+        device=device,
     )
     lower = open_tiers(config, model, kv, {**checkpoint.config, **experts.marks}, faults=faults)
     policies = make_policies(config, has_lower=bool(lower.sizes), device=device)
@@ -145,9 +151,14 @@ def _build(
         partition=partition.name,
         experts=experts.described,
     )
+    split = None
+    if budget is not None and experts.store is not None and policies.costs is not None:
+        budget = replace(budget, most_slots=experts.store.most_slots)
+        split = MemorySplit(budget, scheduler, kv, experts.store, policies.costs)
     reckoning = [
         *plan.lines(),
         *experts.lines(),
+        *([] if split is None else [split.budget.line()]),
         *lower.lines(config.block_size, kv.num_bytes // kv.num_blocks),
         f"agent policy: {policies.agents.name}; phases: {policies.phases.name}",
         *partition.lines(),
@@ -164,6 +175,7 @@ def _build(
         grammars=grammars,
         agent_log=log,
         experts=experts.store,
+        split=split,
         faults=faults,
     )
     return Built(core, plan, limits, reckoning)
@@ -286,9 +298,21 @@ def plan_memory(
     )
 
 
-def _scheduler_config(config: EngineConfig, plan: MemoryPlan) -> SchedulerConfig:
+def _budget(
+    config: EngineConfig, plan: MemoryPlan, wanted: Wanted | None, device: torch.device
+) -> Budget | None:
+    is_cpu = device.type == "cpu"
+    if wanted is None:
+        return budget_of(config, plan, 0, 0, 0, is_cpu=is_cpu)
+    shape = wanted.demand.shape
+    return budget_of(config, plan, wanted.demand.slot_bytes, shape.cycle, shape.total, is_cpu=is_cpu)
+
+
+def _scheduler_config(config: EngineConfig, plan: MemoryPlan, budget: Budget | None) -> SchedulerConfig:
     return SchedulerConfig(
         num_blocks=plan.num_blocks,
+        least_blocks=0 if budget is None else budget.least_blocks,
+        most_blocks=0 if budget is None else budget.most_blocks,
         block_size=config.block_size,
         max_num_seqs=plan.max_num_seqs,
         max_num_batched_tokens=plan.max_num_batched_tokens,

@@ -17,6 +17,7 @@ from braid.core.request import Delta, Request
 from braid.engine.agent_log import AgentLog
 from braid.engine.grammar import Grammar, Grammars
 from braid.engine.heartbeat import Pulse
+from braid.engine.memory_split import MemorySplit
 from braid.engine.protocol import EngineInfo, EngineStats, GenerateRequest, LaneStats
 from braid.policy.agents.program import Finish
 from braid.runner.experts.store import ExpertStore
@@ -46,6 +47,7 @@ class EngineCore:
         grammars: compiles constraints; None refuses them.
         agent_log: the scheduler's observer, closed with the engine.
         experts: the store that the model computes its experts with, closed with the engine.
+        split: moves memory between that store and KV.
         faults: what tests let go wrong in here.
     """
 
@@ -60,6 +62,7 @@ class EngineCore:
         grammars: Grammars | None = None,
         agent_log: AgentLog | None = None,
         experts: ExpertStore | None = None,
+        split: MemorySplit | None = None,
         faults: Faults | None = None,
     ) -> None:
         self.info = info
@@ -69,14 +72,15 @@ class EngineCore:
         self._seeds = itertools.count(seed)
         self._grammars = grammars
         self._agent_log = agent_log
-        self._experts = experts
+        self._experts, self._split = experts, split
         self._compiling: dict[str, Future[Grammar]] = {}
         self._sinks: dict[str, _Sink] = {}
         self._take_in = (faults or Faults()).around("admit", self._add, _kind)
         self._stopping = False
         self._failure: BaseException | None = None
-        checks = () if experts is None else (experts.check_integrity,)
-        self._loop = Loop(scheduler, runner, self._deliver, checks)
+        checks = [part.check_integrity for part in (experts, split) if part is not None]
+        before_plan = (lambda now: None) if split is None else split.turn
+        self._loop = Loop(scheduler, runner, self._deliver, checks, before_plan)
         self._thread = threading.Thread(target=self._serve, name="engine-loop", daemon=True)
         self._on_failure: Callable[[BaseException], None] = lambda error: None
         self.on_step: Callable[[], None] = lambda: None
@@ -117,7 +121,10 @@ class EngineCore:
     def _stats(self) -> EngineStats:
         lanes = {lane: LaneStats(*state) for lane, state in self.runner.lane_states().items()}
         experts = None if self._experts is None else self._experts.stats()
-        return EngineStats(**self._scheduler.stats()._asdict(), lanes=lanes, experts=experts)
+        stats = self._scheduler.stats()
+        if self._split is not None:
+            stats = stats._replace(policy_state={**stats.policy_state, **self._split.describe()})
+        return EngineStats(**stats._asdict(), lanes=lanes, experts=experts)
 
     def pulse(self) -> Future[Pulse]:
         """A sign of life of the loop and of its lanes."""

@@ -30,6 +30,8 @@ from braid.runner.experts.store import STAGING, ExpertStore
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+LANES = 2
+"""That compute at the same time, at most: each has float32 rows for what every pair of token and expert gives."""
 
 
 class Wanted(NamedTuple):
@@ -66,6 +68,7 @@ def wanted_experts(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dt
         parameters=shape.total * 3 * model.hidden_size * model.moe.size,
         slot_bytes=layout.record_bytes,
         num_staging=STAGING,
+        pair_bytes=LANES * shape.top_k * model.hidden_size * 4,
         asked=parse_amount(AUTO if config.expert_memory is None else config.expert_memory, "expert_memory"),
     )
     demand.asked_slots()

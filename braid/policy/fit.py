@@ -162,7 +162,8 @@ def fit(
         available=available,
         budget=int(available * memory_fraction),
         weights=model.weight_bytes(dtype) - (experts.parameters * DTYPE_BYTES[dtype] if experts else 0),
-        activations=_activation_bytes(model, seqs, batched),
+        activations=_activation_bytes(model, seqs, batched)
+        + (batched * experts.pair_bytes if experts else 0),
         overhead=overhead_bytes,
         load_copy=load_copy_bytes,
         experts=experts.least_bytes() if experts else 0,

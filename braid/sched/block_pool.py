@@ -10,6 +10,7 @@ Rules:
        lane settles.
     5. A lease is a reference that may be taken back: blocks with no other references are revocable.
     6. A locked block is being read behind everybody's back: it is not evicted meanwhile, and nothing else changes.
+    7. Blocks may be put away and taken back (``resize``): those away are FREE, and granted to nobody.
 """
 
 from __future__ import annotations
@@ -46,23 +47,43 @@ class BlockTimes(NamedTuple):
 
 
 class BlockPool:
-    """``num_blocks`` blocks, named ``0 .. num_blocks - 1``.
+    """``num_blocks`` blocks, with names below ``most``.
 
     ``now`` is the time of what is done next; the pool has no clock of its own.
 
     Args:
         idle: in which order idle blocks are evicted; by their last use if None.
+        least, most: between which ``resize`` may move ``num_blocks``; None for ``num_blocks`` itself.
     """
 
-    def __init__(self, num_blocks: int, idle: IdleBlocks | None = None) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        idle: IdleBlocks | None = None,
+        *,
+        least: int | None = None,
+        most: int | None = None,
+    ) -> None:
         self.num_blocks = num_blocks
+        self.least_blocks = num_blocks if least is None else least
+        self.most_blocks = num_blocks if most is None else most
+        assert 0 < self.least_blocks <= num_blocks <= self.most_blocks, (least, num_blocks, most)
         self.now = 0.0
         self.num_evicted = 0
-        self._states = bytearray(num_blocks)
-        self._refs = [0] * num_blocks
-        self._keys: list[bytes | None] = [None] * num_blocks
+        self.num_missed = 0
+        """Blocks that had to be computed again and that ``num_remembered`` more would have kept."""
+        self.num_remembered = 0
+        """So many evicted blocks are remembered by their keys."""
+        self._ghosts: dict[bytes, None] = {}
+        """Their keys, the latest last."""
+        num_names = self.most_blocks
+        self._states = bytearray(num_names)
+        self._refs = [0] * num_names
+        self._keys: list[bytes | None] = [None] * num_names
         self._by_key: dict[bytes, int] = {}
         self._free = list(range(num_blocks - 1, -1, -1))
+        self._away = list(range(num_names - 1, num_blocks - 1, -1))
+        """The lowest last."""
         self._idle: IdleBlocks = LeastRecent() if idle is None else idle
         """READY blocks without references."""
         self._watchers: dict[bytes, list[Callable[[bool], None]]] = {}
@@ -73,8 +94,8 @@ class BlockPool:
         self._locked: set[int] = set()
         self._orphans: list[int] = []
         """Locked blocks that would be FREE."""
-        self._granted = array("d", bytes(8 * num_blocks))
-        self._used = array("d", bytes(8 * num_blocks))
+        self._granted = array("d", bytes(8 * num_names))
+        self._used = array("d", bytes(8 * num_names))
         self._lifetime, self._idle_time, self._reuse_gap = (HistogramCounter(TIME_BOUNDS) for _ in range(3))
 
     @property
@@ -143,6 +164,35 @@ class BlockPool:
             self._by_key[key] = block
             self._keys[block] = key
             self._tell(key, True)
+
+    def resize(self, num_blocks: int) -> list[int]:
+        """Have so many blocks, or as few as can be: only those that count as free are put away.
+
+        The highest of the empty ones go, so that what is left lies together; idle ones are evicted where there are too
+        few. What it has come to is ``num_blocks``.
+
+        Returns:
+            Those put away, whose memory may go; none of them is in any step.
+        """
+        assert self.least_blocks <= num_blocks <= self.most_blocks, num_blocks
+        while self.num_blocks < num_blocks:
+            self._free.append(self._away.pop())
+            self.num_blocks += 1
+        count = min(self.num_blocks - num_blocks, self.num_free)
+        while len(self._free) < count:
+            self._evict()
+        self._free.sort(reverse=True)
+        gone, self._free = self._free[:count], self._free[count:]
+        self._away = sorted([*self._away, *gone], reverse=True)
+        self.num_blocks -= count
+        return gone
+
+    def miss(self, keys: Iterable[bytes]) -> None:
+        """Blocks with these keys will be computed, and are not there."""
+        for key in keys if self._ghosts else ():
+            if key in self._ghosts:
+                del self._ghosts[key]
+                self.num_missed += 1
 
     def find(self, key: bytes) -> int | None:
         return self._by_key.get(key)
@@ -271,16 +321,18 @@ class BlockPool:
         assert all(self._refs[block] == count for block, count in expected.items()), (
             "references and tables differ"
         )
-        assert len(self._free) == self._states.count(FREE), "the free list and the FREE blocks differ"
+        unused = [*self._free, *self._away]
+        assert len(unused) == self._states.count(FREE), "the free list and the FREE blocks differ"
         assert len(expected) + len(self._free) + len(self._idle) + len(self._orphans) == self.num_blocks, (
             "a block is lost or counted twice"
         )
-        assert all(self._states[b] == FREE and self._keys[b] is None for b in self._free), "dirty free block"
+        assert len(self._away) == self.most_blocks - self.num_blocks, "a block that is away is lost"
+        assert all(self._states[b] == FREE and self._keys[b] is None for b in unused), "dirty free block"
         assert all(self._states[b] == READY and self._keys[b] is not None for b in self._idle), (
             "bad idle block"
         )
         assert all(self._keys[b] == key and self._states[b] == READY for key, b in self._by_key.items())
-        assert self.num_blocks - self._keys.count(None) == len(self._by_key), "a key is lost"
+        assert self.most_blocks - self._keys.count(None) == len(self._by_key), "a key is lost"
         shared = (block for block, count in expected.items() if count > 1)
         assert all(self._states[block] == READY for block in shared), "a block that is not READY is shared"
 
@@ -289,9 +341,18 @@ class BlockPool:
         self.num_evicted += 1
         self._lifetime.observe(self.now - self._granted[block])
         self._idle_time.observe(self.now - self._used[block])
+        self._remember(self._keys[block])
         self._forget(block)
         self._states[block] = FREE
         self._free.append(block)
+
+    def _remember(self, key: bytes | None) -> None:
+        if key is None or not self.num_remembered:
+            return
+        self._ghosts.pop(key, None)
+        self._ghosts[key] = None
+        while len(self._ghosts) > self.num_remembered:
+            del self._ghosts[next(iter(self._ghosts))]
 
     def _next_idle(self) -> int:
         """Take the idle block that goes first and is not locked; those before it stay where they are."""

@@ -29,6 +29,7 @@ class SchedulerConfig:
 
     Args:
         num_blocks, block_size: the KV store, and tokens per block.
+        least_blocks, most_blocks: between which the number of blocks may be moved while serving; 0 for ``num_blocks``.
         max_num_seqs: requests running at the same time.
         max_num_batched_tokens: tokens computed in one step; at least ``max_num_seqs``, so that no prefill
         starves.
@@ -56,6 +57,8 @@ class SchedulerConfig:
     num_layers: int = 1
     num_host_blocks: int = 0
     num_disk_blocks: int = 0
+    least_blocks: int = 0
+    most_blocks: int = 0
 
     @property
     def num_lower_blocks(self) -> int:
@@ -67,16 +70,24 @@ class SchedulerConfig:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("num_host_blocks", "num_disk_blocks"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
+        least, most = self.block_bounds
+        self._require("least_blocks", 1 <= least <= self.num_blocks, f"in [1, {self.num_blocks}]")
+        self._require("most_blocks", most >= self.num_blocks, f"at least {self.num_blocks}")
         self._require("max_model_len", self.max_model_len >= 2, "at least 2")
         valid = f"at least max_num_seqs ({self.max_num_seqs})"
         self._require("max_num_batched_tokens", self.max_num_batched_tokens >= self.max_num_seqs, valid)
         self._require("watermark", 0 <= self.watermark < 1, "in [0, 1)")
-        capacity = self.num_blocks * self.block_size
+        capacity = least * self.block_size
         if capacity < self.max_model_len:
             raise CapacityError(
                 f"max_model_len is {self.max_model_len} tokens, but the KV store holds {capacity} "
-                f"({self.num_blocks} blocks of {self.block_size})"
+                f"({least} blocks of {self.block_size})"
             )
+
+    @property
+    def block_bounds(self) -> tuple[int, int]:
+        """The fewest and the most blocks that there may be."""
+        return self.least_blocks or self.num_blocks, self.most_blocks or self.num_blocks
 
     def _require(self, name: str, ok: bool, valid: str) -> None:
         if not ok:

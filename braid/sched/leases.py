@@ -2,8 +2,8 @@
 
 Rules:
     1. A lease holds references on READY blocks; nobody waits, and nobody is preempted, because of it.
-    2. All leases together hold at most half of the blocks; one owner at most its equal share of that half among the
-       owners that hold leases when it asks.
+    2. All leases together hold at most half of the blocks that there are in any case; one owner at most its equal share
+       of that half among the owners that hold leases when it asks.
     3. The lease that would end first is revoked first.
 """
 
@@ -117,11 +117,11 @@ class Leases:
         for lease in self._by_end:
             held.setdefault(lease.holder.owner, Counter()).update(lease.blocks)
         assert held == self._held, "leased blocks are miscounted"
-        assert self._pool.num_leased <= self._pool.num_blocks // SHARE, "too many blocks are leased"
+        assert self._pool.num_leased <= self._pool.least_blocks // SHARE, "too many blocks are leased"
 
     def _allowed(self, owner: str, blocks: list[int]) -> int:
         """How many of the first ``blocks`` this owner may lease now."""
-        total = self._pool.num_blocks // SHARE
+        total = self._pool.least_blocks // SHARE
         held = self._held.get(owner, Counter[int]())
         own = total // len(self._held.keys() | {owner}) - len(held)
         left = total - self._pool.num_leased

@@ -57,6 +57,7 @@ class Loop:
 
     Args:
         checks: called beside the scheduler's own integrity check.
+        before_plan: called with the time before every plan.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Loop:
         executor: Executor,
         sink: Sink,
         checks: Sequence[Callable[[], None]] = (),
+        before_plan: Callable[[float], None] = lambda now: None,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._sink = sink
         self._checks = checks
+        self._before_plan = before_plan
         self._in_flight: set[str] = set()
         self._inbox: deque[_Command] = deque()
         self._lock = threading.Lock()
@@ -153,6 +156,7 @@ class Loop:
     def _plan(self) -> None:
         now = self._executor.now()
         self._scheduler.tick(now)
+        self._before_plan(now)
         for lane in self._executor.lanes:
             if lane in self._in_flight:
                 continue

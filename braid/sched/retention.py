@@ -78,11 +78,11 @@ class Retention:
         self.programs = programs
         self.leases = Leases(pool)
         self.holds = Holds(pool)
-        self.protections = Protections(pool.num_blocks)
+        self.protections = Protections(pool.least_blocks)
         self._ranks = ranks
         self._commons: Commons | None = None
         if ranks is not None and policy.is_ranked:
-            self._commons = Commons(policy, programs, ranks, pool.num_blocks)
+            self._commons = Commons(policy, programs, ranks, pool.least_blocks)
         self._transfers = transfers
         self.kept: Counter[str] = Counter()
         """What became of what was kept: ``handed over``, ``lost`` (to others, before the program came back),

@@ -106,6 +106,20 @@ class SchedulerStats(NamedTuple):
     """How the phases share the machine since the last step was planned; None before."""
 
 
+class BlockNeed(NamedTuple):
+    """Args:
+    num_running: requests.
+    num_blocks: that there are.
+    num_missed: blocks computed again, so far, that so many more would have kept.
+    num_short: blocks that the next waiting request lacks; 0 if it waits for none.
+    """
+
+    num_running: int
+    num_blocks: int
+    num_missed: int
+    num_short: int
+
+
 class Scheduler:
     """Continuous batching over one block pool. Not thread-safe: one loop owns it.
 
@@ -132,11 +146,12 @@ class Scheduler:
         self._order, self._gate, self._victim = agents.order, agents.gate, agents.victim
         self._admission = policies.admission_for(config)
         num_lower = config.num_lower_blocks
-        programs = ProgramTable(KEYS_PER_BLOCK * config.num_blocks + KEYS_PER_LOWER_BLOCK * num_lower)
+        programs = ProgramTable(KEYS_PER_BLOCK * config.block_bounds[1] + KEYS_PER_LOWER_BLOCK * num_lower)
         is_ranked, is_gated = agents.retention.is_ranked, not agents.gate.is_open
         ranks = Ranks(agents.retention, programs) if is_ranked or is_gated else None
         self._idle = RankedBlocks(programs, ranks) if ranks is not None and is_ranked else None
-        self._pool = BlockPool(config.num_blocks, self._idle)
+        least, most = config.block_bounds
+        self._pool = BlockPool(config.num_blocks, self._idle, least=least, most=most)
         self._sets: WorkingSets | None = None
         if ranks is not None and is_gated:
             self._sets = WorkingSets(self._pool, programs, ranks, config.block_size, num_lower)
@@ -154,6 +169,8 @@ class Scheduler:
         """Whether the latest decodes have taken blocks from somebody."""
         self._now = float("-inf")
         self._num_added = self._num_steps = self._num_preemptions = 0
+        self._num_short = 0
+        """Blocks that the next waiting request needs and lacks, as of the latest plan; 0 if it waits for none."""
         self._prefix_queries = self._prefix_hits = 0
         self._prompt_tokens = self._generation_tokens = 0
         self._tally = Tally(config.block_size)
@@ -439,6 +456,7 @@ class Scheduler:
 
     def _admit(self, left: int, grants: list[tuple[Entry, int]], now: float) -> None:
         """Start waiting requests until there is no budget, no seat, or nobody who may start."""
+        self._num_short = 0
         while left > 0 and self._admission.has_seat(len(self._running)):
             entry = self._start_next(now)
             if entry is None:
@@ -452,6 +470,7 @@ class Scheduler:
         while self._waiting:
             for entry in self._waiting.next(now):
                 if not self._may_enter(entry, now):
+                    self._num_short = self._num_short or entry.num_usable(self.config.block_size) + 1
                     continue
                 cached = self._match(entry)
                 if self._park(entry, len(cached)):
@@ -507,7 +526,7 @@ class Scheduler:
                 return False
             needed = self._num_needed(entry, cached)
             num_free = self._pool.num_free + self._pool.num_revocable
-            pool_load = PoolLoad(needed, num_free, self.config.num_blocks, len(self._running))
+            pool_load = PoolLoad(needed, num_free, self._pool.num_blocks, len(self._running))
             if needed > num_free or not self._admission.admits(pool_load):
                 return False
             count = transfers.reach(entry.keys, len(cached), usable)
@@ -561,10 +580,12 @@ class Scheduler:
             self._make_room(needed)
             needed = fresh + self._pool.count_unused(cached)
         num_free = self._pool.num_free + self._pool.num_revocable
-        load = PoolLoad(needed, num_free, self.config.num_blocks, len(self._running))
+        load = PoolLoad(needed, num_free, self._pool.num_blocks, len(self._running))
         if needed > num_free or not self._admission.admits(load):
+            self._num_short = max(1, needed - num_free)
             return False
         self._pool.acquire(cached)
+        self._pool.miss(entry.keys[len(cached) :])
         self._make_room(fresh)
         try:
             request.block_ids = cached + self._allocate_first(fresh)
@@ -822,6 +843,19 @@ class Scheduler:
         newcomers = [entry.request for entry in self._waiting if not entry.program.num_turns]
         return max(0.0, self._now - min((request.arrival_time for request in newcomers), default=self._now))
 
+    # -- blocks come and go --------------------------------------------------------------------------------
+
+    def resize(self, num_blocks: int, now: float) -> list[int]:
+        """See ``BlockPool.resize``: have so many blocks, between two plans."""
+        self._pool.now = now
+        return self._pool.resize(num_blocks)
+
+    def need(self, num_remembered: int) -> BlockNeed:
+        """What more blocks would be worth; from now on ``num_remembered`` evicted ones are watched."""
+        self._pool.num_remembered = num_remembered
+        num_short = self._num_short if self._num_waiting else 0
+        return BlockNeed(len(self._running), self._pool.num_blocks, self._pool.num_missed, num_short)
+
     # -- looking in ----------------------------------------------------------------------------------------
 
     @property
@@ -838,7 +872,7 @@ class Scheduler:
         return SchedulerStats(
             num_running=len(self._running),
             num_waiting=self._num_waiting,
-            num_blocks=self.config.num_blocks,
+            num_blocks=self._pool.num_blocks,
             num_free_blocks=self._pool.num_free + self._pool.num_revocable,
             num_cached_blocks=self._pool.num_cached,
             prefix_queries=self._prefix_queries,

@@ -22,6 +22,7 @@ from braid.core.errors import CheckpointError, InvalidParameterError
 from braid.device.machine import usable_cores
 from braid.engine.experts import Held, wanted_experts
 from braid.engine.protocol import GenerateRequest
+from braid.policy.experts.boundary import Boundary, Side, Window
 from braid.runner.experts.store import ExpertStore
 
 from .conftest import assert_nothing_left, small_llm
@@ -30,6 +31,9 @@ PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9] * 20, [10, 11]]
 RECORD = 98_304
 """Bytes of one float32 expert: 3 x 128 x 64 numbers, whole pages. There are 16, a token uses 4."""
+
+BLOCK = 6_144
+"""Bytes of a KV block of 4 tokens."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -90,6 +94,86 @@ def test_the_tokens_are_those_of_all_experts_in_memory(
         assert llm.info.experts["format"] == "float32"
         assert not llm._core.runner._replay._recorded, "a tape would compute with experts that have gone"
         checked(llm)
+
+
+class Restless(Boundary):
+    """Moves memory to and fro, whatever it is worth; away from a side that has no more to give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to = Side.KV
+
+    def decide(self, window: Window) -> Side | None:
+        super().decide(window)
+        if self.to not in window.can_grow:
+            self.to = Side.EXPERTS if self.to is Side.KV else Side.KV
+        self.moves[self.to] += 1
+        return self.to
+
+
+def test_the_tokens_are_those_while_memory_moves_all_the_time(
+    tiny_moe: Path, plain: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("braid.engine.memory_split.WINDOW_S", 1e-9)
+    monkeypatch.setattr("braid.engine.memory_split.Boundary", Restless)
+    options = {"max_model_len": 64, "kv_cache_memory": 40 * BLOCK, "memory_split": "live"}
+    with small_llm(tiny_moe, expert_memory="75%", **options) as llm:
+        split = llm._core._split
+        assert split is not None
+        sizes = set()
+        for _ in range(4):
+            assert answers(llm) == plain
+            checked(llm)
+            split.check_integrity()
+            stats = llm.stats()
+            assert stats.experts is not None
+            sizes.add((stats.experts.slots, stats.num_blocks))
+        moves = stats.policy_state
+        assert moves["memory_moves_to_kv"] > 10
+        assert moves["memory_moves_to_experts"] > 10
+        assert len(sizes) > 1, "nothing has moved"
+        assert any("experts and KV share" in line for line in llm.reckoning)
+
+
+def test_memory_goes_where_it_is_short(tiny_moe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that need most of the blocks each wait for one another; experts have all that they need."""
+    monkeypatch.setattr("braid.engine.memory_split.WINDOW_S", 1e-9)
+    with small_llm(
+        tiny_moe, expert_memory="100%", max_model_len=64, kv_cache_memory=16 * BLOCK, memory_split="live"
+    ) as llm:
+        before = llm.stats().num_blocks
+        prompts = [[token] * 40 for token in range(1, 7)]
+        long = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+        for _ in range(4):
+            llm.generate(prompts, long)
+        stats = llm.stats()
+        assert stats.experts is not None
+        assert stats.num_blocks > before
+        assert 4 <= stats.experts.slots < 16
+        checked(llm)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_live"),
+    [
+        ({"expert_memory": "auto", "kv_cache_memory": None}, True),
+        ({"expert_memory": "auto", "kv_cache_memory": None, "memory_split": "fixed"}, False),
+        ({"expert_memory": "auto"}, False),
+        ({"expert_memory": "50%", "kv_cache_memory": None}, False),
+        ({"expert_memory": "50%", "memory_split": "live"}, True),
+    ],
+)
+def test_memory_moves_where_the_machine_decides(
+    tiny_moe: Path, options: dict[str, Any], is_live: bool
+) -> None:
+    with small_llm(tiny_moe, **options) as llm:
+        assert (llm._core._split is not None) == is_live
+
+
+def test_memory_that_cannot_move_is_an_error(tiny_moe: Path) -> None:
+    with pytest.raises(InvalidParameterError, match="no experts have slots of their own") as caught:
+        small_llm(tiny_moe, memory_split="live")
+    assert caught.value.param == "memory_split"
 
 
 @pytest.mark.skipif(usable_cores() < 2, reason="two lanes need two cores")

@@ -227,3 +227,14 @@ def test_a_plan_adds_up_or_is_refused_with_numbers(
     assert max_model_len in (None, got.max_model_len)
     assert (got.max_model_len < (max_model_len or spec.max_model_len)) == bool(got.notes)
     assert all(line.strip() for line in got.lines())
+
+
+def test_what_tokens_get_of_each_expert_has_room() -> None:
+    """In float32, until it is added up."""
+    shape = ExpertShape(layers=8, per_layer=16, top_k=2)
+    asked = parse_amount("25%", "expert_memory")
+    demand = ExpertDemand(shape=shape, parameters=1 << 30, slot_bytes=1 << 20, num_staging=4, asked=asked)
+    spec = model(2 << 30, 8192, 4096)
+    before = plan(spec, 24 * GIB, experts=demand)
+    after = plan(spec, 24 * GIB, experts=replace(demand, pair_bytes=2 * 2 * 1024 * 4))
+    assert after.activation_bytes - before.activation_bytes == 512 * 2 * 2 * 1024 * 4

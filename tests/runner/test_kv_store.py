@@ -55,3 +55,18 @@ def test_clear_zeroes_the_slots_in_every_layer() -> None:
         for tensor in layer:
             finite = torch.isfinite(tensor.flatten(0, 1)).all(-1).all(-1).tolist()
             assert finite == [False, True, False, False, True, False]
+
+
+def test_blocks_that_are_given_back_are_zeros_and_others_stay() -> None:
+    """A block of these is a page and a half: neighbours go together, and pages that others share stay."""
+    kv = KVStore([((6, 64), (6, 64))] * 2, num_blocks=8, block_size=4, dtype=torch.float32, device=CPU)
+    assert kv.can_give_back
+    for layer in kv.layers:
+        for tensor in layer:
+            tensor.fill_(1)
+    kv.give_back([5, 2, 3])
+    for layer in kv.layers:
+        for tensor in layer:
+            assert all(bool((tensor[block] == 1).all()) for block in (0, 1, 4, 6, 7))
+            assert not tensor[2:4].any(), "12,288 bytes from the 12,288th on"
+            assert 0 < tensor[5].count_nonzero() < tensor[5].numel(), "half of a page is the neighbour's"

@@ -95,7 +95,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(NUM_BLOCKS)
+        self.pool = BlockPool(NUM_BLOCKS, least=2, most=NUM_BLOCKS + 4)
         self.tables: list[list[int]] = []
         self.leases: list[list[int]] = []
         self.limbo: dict[str, list[list[int]]] = {lane: [] for lane in LANES}
@@ -106,6 +106,17 @@ class PoolMachine(RuleBasedStateMachine):
     def _held(self) -> list[int]:
         limbo = [table for tables in self.limbo.values() for table in tables]
         return [block for table in [*self.tables, *limbo, *self.leases] for block in table]
+
+    @rule(count=st.integers(2, NUM_BLOCKS + 4))
+    def resize(self, count: int) -> None:
+        before, num_free, held = self.pool.num_blocks, self.pool.num_free, set(self._held())
+        gone = self.pool.resize(count)
+        assert self.pool.num_blocks == max(count, before - num_free), "as few as can be"
+        assert len(gone) == max(0, before - self.pool.num_blocks)
+        assert not set(gone) & (held | self.locked), "a block in use was put away"
+        for block in gone:
+            self.content.pop(block, None)
+        self.content = {block: key for block, key in self.content.items() if self.pool.find(key) == block}
 
     @rule(count=st.integers(1, NUM_BLOCKS))
     def allocate(self, count: int) -> None:
@@ -199,7 +210,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def conserves_blocks(self) -> None:
         self.pool.check_integrity(self.tables, self.leases)
-        assert self.pool.num_free + len(set(self._held()) | self.locked) == NUM_BLOCKS
+        assert self.pool.num_free + len(set(self._held()) | self.locked) == self.pool.num_blocks
         leased = {block for lease in self.leases for block in lease}
         limbo = [table for tables in self.limbo.values() for table in tables]
         used = {block for table in [*self.tables, *limbo] for block in table}
@@ -216,8 +227,9 @@ class PoolMachine(RuleBasedStateMachine):
         for lane in LANES:
             self.pool.settle(lane)
         self.pool.unlock(self.locked)
-        assert self.pool.num_free == NUM_BLOCKS
-        self.pool.check_integrity([])
+        assert self.pool.num_free == self.pool.num_blocks
+        self.pool.resize(NUM_BLOCKS)
+        assert sorted(self.pool.allocate(NUM_BLOCKS)) == list(range(NUM_BLOCKS)), "the lowest come back first"
 
 
 TestPoolMachine = PoolMachine.TestCase
@@ -243,3 +255,16 @@ def test_times_of_cached_blocks_are_counted_when_something_becomes_of_them() -> 
     lifetime, idle, gap = pool.times()
     assert (lifetime.total, idle.total, gap.total) == (49.0, 30.0, 10.0)
     assert [bound for bound, count in zip(idle.bounds, idle.counts, strict=False) if count] == [30]
+
+
+def test_what_more_blocks_would_have_kept_is_counted() -> None:
+    """Blocks computed again soon after they were evicted, as far back as is remembered."""
+    pool = BlockPool(1)
+    pool.num_remembered = 1
+    for key in (b"x", b"y", b"x", b"z", b"w", b"x"):
+        pool.miss([key])
+        (block,) = pool.allocate(1)
+        pool.fill(block)
+        pool.publish(block, key)
+        pool.release([block])
+    assert pool.num_missed == 1, "the first x; the second went two blocks ago"

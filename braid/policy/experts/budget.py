@@ -18,6 +18,7 @@ class ExpertDemand:
         slot_bytes: of one expert's record, the same in the file and in memory.
         num_staging: slots beside, through which experts go that get none of their own.
         asked: what the user said.
+        pair_bytes: of one token of a step, for what its experts give until it is added up.
     """
 
     shape: ExpertShape
@@ -25,6 +26,7 @@ class ExpertDemand:
     slot_bytes: int
     num_staging: int
     asked: Amount
+    pair_bytes: int = 0
 
     @property
     def all_bytes(self) -> int:

@@ -155,6 +155,12 @@ class SlotTable:
         """By phase and layer."""
         self.prefetches = Prefetches()
         self.evictions = Evictions()
+        self.num_missed = 0
+        """Misses that ``num_remembered`` more slots would have made hits."""
+        self.num_remembered = 0
+        """So many experts that had to go, or found no slot, are remembered."""
+        self._ghosts: dict[int, None] = {}
+        """The latest last."""
         self._wished_floor = floor
         self._bypass = cache.bypasses if bypass is None else bypass
         self._free = list(range(num_slots))
@@ -222,10 +228,14 @@ class SlotTable:
         keeps_to_itself = self._bypass and routed.is_prefill and 2 * len(routed.loads) > self.shape.per_layer
         for expert in missing:
             load = None
+            if expert in self._ghosts:
+                del self._ghosts[expert]
+                self.num_missed += 1
             if fetched is None or expert in fetched:
                 must = self._held[routed.layer] < self._floor
                 load = self._place(expert, must=must, within=keeps_to_itself and not must)
             if load is None:
+                self._remember(expert)
                 bypasses.append(expert)
             else:
                 self.evictions.by_demand += load.evicted is not None
@@ -414,7 +424,13 @@ class SlotTable:
     def _evict(self, expert: int) -> None:
         slot, self.slots[expert] = self.slots[expert], ABSENT
         self.prefetches.wasted += expert in self._unused
+        self._remember(expert)
         self._leave(expert, slot)
+
+    def _remember(self, expert: int) -> None:
+        self._ghosts[expert] = None
+        while len(self._ghosts) > self.num_remembered:
+            del self._ghosts[next(iter(self._ghosts))]
 
     def _leave(self, expert: int, slot: int) -> None:
         layer = self.shape.layer_of(expert)

@@ -5,8 +5,6 @@ Rows are made once. Another expert in a row is a read into it and nothing else: 
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import threading
 from typing import Protocol
 
@@ -14,11 +12,7 @@ import torch
 from torch import Tensor
 
 from braid.core.experts import PAGE
-
-_MAP_NORESERVE = 0x4000
-"""Addresses alone cost nothing, so systems need not set memory aside for rows that may never be used."""
-_MADV_POPULATE_WRITE = 23
-"""Of Linux 5.14; Python has no name for it."""
+from braid.runner.addresses import addresses, favour, give_back
 
 
 class Arena(Protocol):
@@ -80,10 +74,10 @@ class HostArena:
         assert record_bytes % PAGE == 0, record_bytes
         capacity = max(num_rows, capacity)
         try:
-            memory = _addresses(capacity * record_bytes)
+            memory = addresses(capacity * record_bytes)
         except (OSError, OverflowError):  # a limit on addresses: what is asked for now may still fit
             capacity = num_rows
-            memory = _addresses(capacity * record_bytes)
+            memory = addresses(capacity * record_bytes)
         self._memory, self._size, self._rows, self._capacity = memory, record_bytes, num_rows, capacity
         self._view = memoryview(memory)
         self.rows_RB = torch.frombuffer(memory, dtype=torch.uint8).view(capacity, record_bytes)
@@ -114,22 +108,12 @@ class HostArena:
             self._rows = num_rows
 
     def give_back(self, row: int) -> None:
-        self._memory.madvise(mmap.MADV_DONTNEED, row * self._size, self._size)
+        give_back(self._memory, row * self._size, (row + 1) * self._size)
 
     def _favour(self, first: int, end: int) -> None:
-        """Ask for large pages in rows ``[first, end)``, as one record is hundreds of small ones, and for them all now.
-
-        Else the first prompt would wait for each to be made.
-        """
-        start, stop = first * self._size, end * self._size
-        for wish in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
-            with contextlib.suppress(OSError):  # systems may not know it, or have none
-                self._memory.madvise(wish, start, stop - start)
-
-
-def _addresses(num_bytes: int) -> mmap.mmap:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    return mmap.mmap(-1, num_bytes, flags=flags)
+        """Large pages for rows ``[first, end)``, as one record is hundreds of small ones; all of them now, else the
+        first prompt would wait for each to be made."""
+        favour(self._memory, first * self._size, end * self._size, now=True)
 
 
 class _Pinned(threading.local):

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,21 @@ STAGING = 8
 """Rows beside the slots."""
 ONES = np.ones(1024, np.int64)
 """Loads of the experts of a single row: a router chooses different ones."""
+
+
+class SlotNeed(NamedTuple):
+    """Counts since the store was opened.
+
+    Args:
+        num_slots: that there are now.
+        num_missed: misses that so many slots more would have made hits.
+        num_missing: experts that were not there when they were needed; those who computed waited ``stall_s`` for them.
+    """
+
+    num_slots: int
+    num_missed: int
+    num_missing: int
+    stall_s: float
 
 
 class _Here(threading.local):
@@ -231,13 +246,28 @@ class ExpertStore:
             InvalidParameterError: a negative number, or more than there are addresses for.
         """
         num_slots = min(num_slots, self.shape.total)
-        most = self._arena.capacity - self.staging
-        if num_slots > most:
+        if num_slots > self.most_slots:
             raise InvalidParameterError(
-                f"{num_slots} slots for experts were asked for, but the system's limit on addresses allows {most}",
+                f"{num_slots} slots for experts were asked for, but the system's limit on addresses allows "
+                f"{self.most_slots}",
                 param="expert_memory",
             )
         self._ledger.resize(num_slots)
+
+    @property
+    def most_slots(self) -> int:
+        """That ``resize`` can make."""
+        return min(self.shape.total, self._arena.capacity - self.staging)
+
+    def need(self, num_remembered: int) -> SlotNeed:
+        """What more slots would be worth; from now on so many experts that are gone are watched."""
+        return self._ledger.snapshot(lambda: self._need(num_remembered))
+
+    def _need(self, num_remembered: int) -> SlotNeed:
+        table = self.table
+        table.num_remembered = num_remembered
+        missing = sum(counts.misses + counts.bypasses for phase in PHASES for counts in table.counts[phase])
+        return SlotNeed(table.num_slots, table.num_missed, missing, self._ledger.tally.total().stall)
 
     def close(self) -> None:
         """Whoever computes gets an error. A read that hangs is left behind."""

@@ -209,6 +209,19 @@ def test_who_would_go_is_asked_without_any_change() -> None:
     slots.check_integrity()
 
 
+def test_what_more_slots_would_have_kept_is_counted() -> None:
+    slots = table(1)
+    slots.num_remembered = 1
+    for expert in (0, 1, 0, 2, 3, 0):
+        use(slots, expert)
+    assert slots.num_missed == 1, "0 the first time; the second time two others had gone since"
+    none = table(0)
+    none.num_remembered = 2
+    for expert in (0, 1, 0, 2, 3, 0):
+        use(none, expert)
+    assert none.num_missed == 1, "what finds no slot is remembered too"
+
+
 def test_a_smaller_size_evicts_the_worst_and_those_in_use_later() -> None:
     slots = table(4)
     use(slots, 0, 1)

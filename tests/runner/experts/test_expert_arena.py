@@ -58,14 +58,14 @@ def test_a_row_that_is_given_back_takes_no_memory_and_can_be_used_again() -> Non
 
 
 def test_a_limit_on_addresses_leaves_what_is_asked_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = arena._addresses
+    inner = arena.addresses
 
     def limited(num_bytes: int) -> mmap.mmap:
         if num_bytes > 4 * SIZE:
             raise OSError(errno.ENOMEM, "no addresses")
         return inner(num_bytes)
 
-    monkeypatch.setattr(arena, "_addresses", limited)
+    monkeypatch.setattr(arena, "addresses", limited)
     assert HostArena(4, SIZE, 100).capacity == 4
     with pytest.raises(OSError, match="no addresses"):
         HostArena(5, SIZE, 100)
