@@ -237,15 +237,20 @@ def decodes(load: Load, options: argparse.Namespace) -> tuple[int, int]:
     return warm_up, max(8, options.steps // load.programs)
 
 
-def bounds(options: argparse.Namespace, file: ExpertFile, recording: Recording) -> list[dict[str, Any]]:
-    """Belady's hits for every load and budget: no time, and no policy can have more."""
+def bounds(
+    options: argparse.Namespace, file: ExpertFile, recording: Recording, runs: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Belady's hits for every load and budget, those of runs that are kept too: no time, and no policy can have more."""
     shape, found = file.shape, []
-    for name in options.loads:
+    budgets = {name: set(options.budgets) for name in options.loads}
+    for run in runs:
+        budgets.setdefault(run["load"], set()).add(run["budget"])
+    for name in budgets:
         load = Load(name)
         warm_up, steps = decodes(load, options)
         work = work_of(load, recording, shape.per_layer, warm_up=warm_up, steps=steps, seed=options.seed)
         tokens = sum(len(step.rows[0]) for step in work.measured)
-        for budget in options.budgets:
+        for budget in sorted(budgets[name] - {100}):
             num_bytes = shape.total * file.layout.record_bytes * budget // 100
             counts = belady(work, shape, slots_for(num_bytes, file.layout.record_bytes, 0))
             found.append(
@@ -406,9 +411,11 @@ def main() -> None:
         kept.flush()
         bench = Bench(options, file, Path(kept.name))
         bench.probe()
+        loads = dict.fromkeys([*(run["load"] for run in runs), *options.loads])
         result = head_of(options, file, bench.allowance) | {
+            "loads": {name: Load(name).label for name in loads},
             "top_k": routes.shape.top_k,
-            "belady": bounds(options, file, recording),
+            "belady": bounds(options, file, recording, runs),
             "runs": runs,
         }
         measure(options, bench, result)
@@ -438,7 +445,6 @@ def head_of(options: argparse.Namespace, file: ExpertFile, allowance: int) -> di
         "allowance_bytes": allowance,
         "swap_bytes": swap_bytes(),
         "read_ahead_bytes": read_ahead_bytes(file.path),
-        "loads": {name: Load(name).label for name in options.loads},
     }
 
 

@@ -26,8 +26,10 @@ COLOURS = {
 }
 WIDTH = 0.84
 """Of a group of bars."""
-HIGHEST = 1.6
-"""Times the second slowest contender: a longer bar is cut off, and its number stands beside it."""
+CUT = "mmap"
+"""Its bars are cut off where they are longer than all others, and their numbers stand in them."""
+ROOM = 1.12
+"""Of a panel's height, above the longest bar."""
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -38,8 +40,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         raise SystemExit("no load of decodes was measured: there is nothing to draw")
     with in_style():
         figure, axes = new_figure(len(loads), 1, 1.1 + 2.4 * len(loads))
+        budgets = sorted({row["budget %"] for row in rows if row["contender"] != FLOOR})
         for axis, load in zip(axes[:, 0], loads, strict=True):
-            _panel(axis, [row for row in rows if row["load"] == load])
+            _panel(axis, [row for row in rows if row["load"] == load], budgets)
             if axis is axes[0, 0]:
                 _legend(axis, {row["contender"] for row in rows} - {FLOOR})
             axis.set_title(f"{load}: {result['loads'].get(load, load)}", fontsize=10)
@@ -49,25 +52,24 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         figure.savefig(path)
 
 
-def _panel(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _panel(axis: Any, rows: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> None:
     """Full colour: computing experts; pale: standing still; white: planning, routers and what else there is."""
     bars = [row for row in rows if row["contender"] != FLOOR]
-    budgets = sorted({row["budget %"] for row in bars})
     names = sorted({row["contender"] for row in bars}, key=place_of)
-    times = sorted((row["ms/token"] for row in bars), reverse=True)
-    top = HIGHEST * times[len(budgets)] if len(times) > len(budgets) else times[0] * 1.1
+    top = ROOM * max(row["ms/token"] for row in bars if row["contender"] != CUT or len(names) == 1)
     for row in bars:
         width = WIDTH / len(names)
         at = budgets.index(row["budget %"]) - WIDTH / 2 + width * (names.index(row["contender"]) + 0.5)
         _bar(axis, at, 0.9 * width, row, COLOURS.get(row["contender"], INK))
         if row["ms/token"] > top:
-            axis.text(at + 0.6 * width, 0.93 * top, f"{row['ms/token']:.0f}", fontsize=7, color=INK)
+            cut = f"{row['ms/token']:.0f} ms"
+            axis.text(at, 0.98 * top, cut, fontsize=7, color="white", rotation=90, ha="center", va="top")
     for row in rows:
         if row["contender"] == FLOOR:
             axis.axhline(row["ms/token"], color=SOFT, linewidth=1, linestyle="--")
             at = (len(budgets) - 0.5, row["ms/token"])
             axis.text(*at, "all resident ", fontsize=7, color=SOFT, ha="right", va="bottom")
-    axis.set_ylim(0, min(top, 1.1 * times[0]))
+    axis.set_ylim(0, top)
     axis.set_xlim(-0.5, len(budgets) - 0.5)
     axis.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
     axis.grid(visible=False, axis="x")

@@ -25,6 +25,7 @@ from braid.cli.options import (
 )
 from braid.cli.sim import sim
 from braid.cli.trace import trace
+from braid.core.config import SERVED_PHASES
 from braid.core.errors import BraidError
 
 DEBUG = "--debug"
@@ -93,7 +94,8 @@ def serve(
     engine: EngineOptions = EngineOptions(),  # noqa: B008
 ) -> int:
     """Serve a model over HTTP until SIGINT or SIGTERM."""
-    config = engine.config(model)  # a wrong value is said before anything heavy is imported
+    # A wrong value is said before anything heavy is imported.
+    config = engine.config(model, phases=SERVED_PHASES)
     from braid.cli.serve import serve as run
 
     return run(config, server, observe)

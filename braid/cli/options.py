@@ -17,6 +17,7 @@ from braid.core.config import (
     DEFAULT_EXPERT_CACHE,
     DEFAULT_MODEL,
     DEFAULT_PHASES,
+    SERVED_PHASES,
     EngineConfig,
 )
 from braid.core.sampling import SamplingParams
@@ -114,13 +115,14 @@ class EngineOptions:
         ),
     ] = DEFAULT_AGENT_POLICY
     phases: Annotated[
-        str,
+        str | None,
         Parameter(
             group=ENGINE,
             metavar="MODE",
             help=f"How prefill and decode share the machine: {', '.join(PHASES)}.",
+            show_default=f"{SERVED_PHASES} where it is served, else {DEFAULT_PHASES}",
         ),
-    ] = DEFAULT_PHASES
+    ] = None
     partition: Annotated[
         Literal["auto", "serial", "cpu", "cpu-pinned", "green", "priority"],
         Parameter(
@@ -228,8 +230,11 @@ class EngineOptions:
         ),
     ] = "auto"
 
-    def config(self, model: str) -> EngineConfig:
+    def config(self, model: str, *, phases: str = DEFAULT_PHASES) -> EngineConfig:
         """Validate.
+
+        Args:
+            phases: where the user names none.
 
         Raises:
             InvalidParameterError: naming the field, the value and the valid range.
@@ -238,7 +243,9 @@ class EngineOptions:
             raise unknown_policy(self.agent_policy)
         if self.expert_cache not in CACHES:
             raise unknown_cache(self.expert_cache)
-        return EngineConfig(model=model, **asdict(self))
+        return EngineConfig(
+            model=model, **(asdict(self) | {"phases": phases if self.phases is None else self.phases})
+        )
 
 
 @Parameter(name="*")

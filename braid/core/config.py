@@ -14,6 +14,9 @@ POOLINGS = ("auto", "none", "last", "mean")
 DEFAULT_MODEL = "smollm2"
 DEFAULT_AGENT_POLICY = "braid"
 DEFAULT_PHASES = "mixed"
+"""Most work per second, where somebody waits for all of it."""
+SERVED_PHASES = "auto"
+"""Where people and agents wait for each token."""
 PARTITIONS = ("auto", "serial", "cpu", "cpu-pinned", "green", "priority")
 MAX_BLOCK_SIZE = 256
 EXPERT_FORMATS = ("auto", *FORMATS)

@@ -42,7 +42,6 @@ from braid.policy.agents.wishes import acted_on
 from braid.policy.fit import MemoryPlan, fit
 from braid.policy.phases.catalog import phases_policy
 from braid.policy.phases.curves import CORES, SMS
-from braid.policy.phases.fixed import Mixed
 from braid.runner.kv_store import KVStore
 from braid.runner.partition import Partition, open_partition
 from braid.runner.runner import Runner
@@ -130,9 +129,8 @@ def _build(
         device=device,
     )
     lower = open_tiers(config, model, kv, {**checkpoint.config, **experts.marks}, faults=faults)
-    policies = make_policies(config, has_lower=bool(lower.sizes), device=device)
-    if is_split and not partition.has_lanes:
-        policies, is_split = replace(policies, phases=Mixed()), False
+    is_split = is_split and partition.has_lanes
+    policies = make_policies(config, has_lower=bool(lower.sizes), device=device, has_lanes=is_split)
     if is_split and device.type == "cuda":
         # Of full length now: one that grew later would be freed while the other lane's stream still reads it.
         model.turns(torch.zeros(1, dtype=torch.int64, device=device), plan.max_model_len)
@@ -199,19 +197,23 @@ def pick_partition(config: EngineConfig, device: torch.device, *, needs_lanes: b
     return partition
 
 
-def make_policies(config: EngineConfig, *, has_lower: bool, device: torch.device) -> Policies:
+def make_policies(
+    config: EngineConfig, *, has_lower: bool, device: torch.device, has_lanes: bool = True
+) -> Policies:
     """The policies that the configuration names, and the costs that they learn.
 
     Args:
         has_lower: whether there is a tier below the device.
         device: what a part of it costs, before that is measured, follows from its kind.
+        has_lanes: whether each phase can have one.
 
     Raises:
         InvalidParameterError: there is no policy of that name.
     """
     costs = LearntCosts(has_lower=has_lower)
     wishes = (inf if limit is None else limit / 1000 for limit in (config.slo_ttft_ms, config.slo_tbt_ms))
-    phases = phases_policy(config.phases, Slo(*wishes), SMS if device.type == "cuda" else CORES)
+    curves = SMS if device.type == "cuda" else CORES
+    phases = phases_policy(config.phases, Slo(*wishes), curves, has_lanes=has_lanes)
     return Policies(agents=agent_policy(config.agent_policy, costs), phases=phases, costs=costs)
 
 

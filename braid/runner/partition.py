@@ -149,12 +149,15 @@ def open_partition(
             raise InvalidParameterError(f"partition {name!r}: {reason}", param="partition") from None
     if not needs_lanes:
         return SerialPartition(device, threads, "all phases share one lane")
-    best = "cpu" if device.type == "cpu" else "green"
+    if device.type != "cpu":
+        # Not ``priority``: a second stream alone does not protect decodes.
+        return SerialPartition(
+            device, threads, "auto: green has not been run on a GPU yet, so it must be named"
+        )
     try:
-        return _open(best, device, threads, cores)
+        return _open("cpu", device, threads, cores)
     except UnavailableError as reason:
-        # Not ``priority``: a second stream alone does not protect decodes, so it is for those who ask for it.
-        return SerialPartition(device, threads, f"auto: {best} does not work here: {reason}")
+        return SerialPartition(device, threads, f"auto: cpu does not work here: {reason}")
 
 
 def _open(name: str, device: torch.device, threads: int, cores: int) -> Partition:

@@ -9,7 +9,7 @@ import pytest
 from braid.cli.app import main
 from braid.cli.options import EngineOptions, SamplingOptions, ServerOptions
 from braid.cli.serve import _server_config
-from braid.core.config import EngineConfig
+from braid.core.config import DEFAULT_PHASES, SERVED_PHASES, EngineConfig
 from braid.core.errors import InvalidParameterError
 from braid.core.sampling import SamplingParams
 from braid.server.config import ServerConfig
@@ -17,8 +17,18 @@ from braid.server.config import ServerConfig
 
 def test_engine_options_are_the_config_with_the_same_defaults() -> None:
     config = {field.name: field.default for field in fields(EngineConfig) if field.name != "model"}
-    assert {field.name: field.default for field in fields(EngineOptions)} == config
+    options = {field.name: field.default for field in fields(EngineOptions)}
+    assert options.pop("phases") is None, "it depends on who waits for the tokens"
+    assert options | {"phases": DEFAULT_PHASES} == config
     assert MISSING not in config.values()
+
+
+def test_what_is_served_shares_the_machine_between_phases_unless_told_otherwise() -> None:
+    assert EngineOptions().config("m").phases == "mixed"
+    assert EngineOptions().config("m", phases=SERVED_PHASES).phases == "auto"
+    assert EngineOptions(phases="split").config("m", phases=SERVED_PHASES).phases == "split"
+    with pytest.raises(InvalidParameterError, match="name of a mode"):
+        EngineOptions(phases="").config("m", phases=SERVED_PHASES)
 
 
 def test_engine_options_become_a_config() -> None:

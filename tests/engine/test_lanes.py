@@ -93,7 +93,7 @@ def test_auto_does_without_lanes_where_there_are_none(tiny_llama: Path) -> None:
     with small_llm(tiny_llama, threads=1, phases="auto") as llm:
         llm.generate("Hello", SamplingParams(temperature=0, max_tokens=4))
         assert set(llm.stats().lanes) == {"mixed"}
-        assert (llm._core.info.phases, llm._core.info.partition) == ("mixed", "serial")
+        assert (llm._core.info.phases, llm._core.info.partition) == ("auto", "serial")
 
 
 def test_limits_of_time_reach_the_scheduler(tiny_llama: Path) -> None:

@@ -6,6 +6,7 @@ Rules:
        fit into a step or two, or lanes would get no more done of both together, or first tokens would come too late.
     3. Else lanes: the largest share for prompts with which decodes keep their time; where nothing keeps it, the share
        that comes nearest and still leaves prompts theirs.
+       Where there cannot be lanes, always one step for both.
     4. A division changes when another was better several times in a row, some steps after the change before, and on
        average less than once a second. Lanes change their sizes only where that delays nobody.
     5. What is aimed at is a margin below the wish, which follows what is attained.
@@ -99,12 +100,14 @@ class Auto:
     """Args:
     slo: what holds for requests that wish nothing of their own.
     can_mix: whether one step may hold both phases.
+    has_lanes: whether there can be a lane for each.
     curves: of the machine's units, before they are measured.
     """
 
-    is_split = True
-
-    def __init__(self, slo: Slo = NO_SLO, *, can_mix: bool = True, curves: Curves = CORES) -> None:
+    def __init__(
+        self, slo: Slo = NO_SLO, *, can_mix: bool = True, has_lanes: bool = True, curves: Curves = CORES
+    ) -> None:
+        self.is_split = has_lanes
         self.name = "auto" if can_mix else "split"
         self._slo = slo
         self._can_mix = can_mix
@@ -139,6 +142,13 @@ class Auto:
     # -- what it decides -----------------------------------------------------------------------------------
 
     def divide(self, demand: Demand) -> Division:
+        if self.is_split:
+            return self._divide(demand)
+        # One unit, that cannot be divided: the whole machine.
+        division = self._divide(demand._replace(num_units=1))
+        return division._replace(prefill_units=demand.num_units, decode_units=demand.num_units)
+
+    def _divide(self, demand: Demand) -> Division:
         self._num_units = demand.num_units
         if demand.num_prefill and demand.num_decodes:
             aim = self._aim(demand)

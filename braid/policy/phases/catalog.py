@@ -17,18 +17,19 @@ _LAYERED = re.compile(r"layered(?::([1-9]\d{0,3}))?")
 _STATIC = re.compile(r"static:(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 
 
-def phases_policy(name: str, slo: Slo, curves: Curves = CORES) -> Phases:
+def phases_policy(name: str, slo: Slo, curves: Curves = CORES, *, has_lanes: bool = True) -> Phases:
     """A new policy.
 
     Args:
         slo: what holds for requests that wish nothing of their own.
         curves: of the machine's units, before they are measured.
+        has_lanes: whether each phase can have one; ``auto`` does without.
 
     Raises:
         InvalidParameterError: there is none of that name.
     """
     if name in ("auto", "split"):
-        return Auto(slo, can_mix=name == "auto", curves=curves)
+        return Auto(slo, can_mix=name == "auto", curves=curves, has_lanes=has_lanes)
     if name == "mixed":
         return Mixed()
     if (chunk := _MIXED.fullmatch(name)) is not None:

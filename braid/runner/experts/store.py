@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 STAGING = 8
 """Rows beside the slots."""
-ONES = np.ones(1024, np.int64)
-"""Loads of the experts of a single row: a router chooses different ones."""
 
 
 class SlotNeed(NamedTuple):
@@ -188,16 +187,22 @@ class ExpertStore:
     def _told(self, layer: int, routed: Routed, is_prefill: bool) -> Told:
         """The same for policies: experts by id, over all rows of the batch."""
         first, num_best = layer * self.shape.per_layer, min(2 * self.shape.top_k, self.shape.per_layer)
-        # numpy: its calls on so few numbers take a tenth of what torch's take.
+        # numpy and lists: on so few numbers they take a tenth of what torch's calls take.
         ids_Tk, scores_TX = routed.ids_Tk.numpy(force=True), routed.scores_TX.numpy(force=True)
-        indices, loads = np.unique(ids_Tk, return_counts=True) if len(ids_Tk) > 1 else (ids_Tk[0], ONES)
-        scores_X = scores_TX[0] if len(scores_TX) == 1 else scores_TX.mean(0)
-        best = np.union1d(np.argpartition(scores_X, -num_best)[-num_best:], indices)
-        scores = dict(zip((best + first).tolist(), scores_X[best].tolist(), strict=True))
-        if not np.isfinite(scores_X).all():  # a broken request is not to spoil what policies learn
+        if len(ids_Tk) == 1:
+            loads, scores_X = (
+                dict.fromkeys(ids_Tk[0].tolist(), 1),
+                scores_TX[0],
+            )  # a router chooses different ones
+        else:
+            indices, counts = np.unique(ids_Tk, return_counts=True)
+            loads, scores_X = dict(zip(indices.tolist(), counts.tolist(), strict=True)), scores_TX.mean(0)
+        best = np.argpartition(scores_X, -num_best)[-num_best:].tolist()
+        all_scores = scores_X.tolist()
+        scores = {first + index: all_scores[index] for index in {*best, *loads}}
+        if not isfinite(sum(scores.values())):  # a broken request is not to spoil what policies learn
             scores = {}
-        counts = dict(zip((indices + first).tolist(), loads.tolist(), strict=False))
-        return Told(layer, counts, scores, is_prefill)
+        return Told(layer, {first + index: load for index, load in loads.items()}, scores, is_prefill)
 
     def _pairs(self, num_pairs: int, x_TD: Tensor) -> Tensor:
         """Room for the pairs' rows, kept for the thread's next layer: new memory for each would be faulted in again."""

@@ -83,6 +83,15 @@ def test_loose_wishes_are_kept_by_one_step_for_both_in_large_chunks() -> None:
     assert "4000 prompt tokens" in division.why
 
 
+def test_without_lanes_chunks_keep_the_wish_all_the_same() -> None:
+    phases, machine = Auto(Slo(tbt_s=0.2), has_lanes=False), Machine(2e-3, 30e-3)
+    assert not phases.is_split
+    *_, (division, tbt) = machine.run(phases, demand(num_units=2), 60)
+    assert (division.is_mixed, division.prefill_units, division.decode_units) == (True, 2, 2)
+    assert 32 < division.max_prefill < 128
+    assert tbt <= 0.2
+
+
 def test_lanes_come_where_they_get_more_done_and_no_first_token_is_late_for_it() -> None:
     """On two cores that lanes use better than one step for both: 1.08 machines' worth, by the curves and contention."""
     for slo, num_prefill, is_mixed in (
