@@ -222,6 +222,23 @@ class EngineOptions:
         Literal["off", "on", "auto"],
         Parameter(group=ENGINE, help="Read experts of later layers ahead; auto does it while it pays."),
     ] = "off"
+    expert_host_memory: Annotated[
+        int | str | None,
+        Parameter(
+            group=ENGINE,
+            converter=_text,
+            metavar="SIZE",
+            help="Main memory for experts below a GPU: such as 48GiB, 50% of all, or auto.",
+            show_default="auto",
+        ),
+    ] = None
+    expert_dispatch: Annotated[
+        Literal["auto", "fetch"],
+        Parameter(
+            group=ENGINE,
+            help="Experts that a GPU needs and has not: auto lets the CPU compute some, fetch copies them all.",
+        ),
+    ] = "auto"
     memory_split: Annotated[
         Literal["auto", "live", "fixed"],
         Parameter(

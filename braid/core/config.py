@@ -22,6 +22,7 @@ MAX_BLOCK_SIZE = 256
 EXPERT_FORMATS = ("auto", *FORMATS)
 EXPERT_SCOPES = ("global", "layer")
 EXPERT_PREFETCH = ("off", "on", "auto")
+EXPERT_DISPATCH = ("auto", "fetch")
 MEMORY_SPLITS = ("auto", "live", "fixed")
 DEFAULT_EXPERT_CACHE = "mrs"
 
@@ -78,6 +79,9 @@ class EngineConfig:
         expert_cache: which experts stay in memory; see ``braid.policy.experts.catalog``.
         expert_scope: ``global`` (one pool of slots for all layers) or ``layer`` (each has its own).
         expert_prefetch: experts of later layers are read ahead: ``off``, ``on`` or ``auto`` (while it pays).
+        expert_host_memory: the same as ``expert_memory`` for main memory below a GPU; None is ``auto``.
+        expert_dispatch: what happens to experts that a GPU needs and has not: ``auto`` (the CPU computes some while
+            others are fetched, as is planned to be done first) or ``fetch`` (all are fetched).
         memory_split: whether memory moves between experts and KV while serving: ``live``, ``fixed`` or ``auto`` (where
             neither was given a size, on a CPU).
 
@@ -112,6 +116,8 @@ class EngineConfig:
     expert_cache: str = DEFAULT_EXPERT_CACHE
     expert_scope: str = "global"
     expert_prefetch: str = "off"
+    expert_host_memory: int | str | None = None
+    expert_dispatch: str = "auto"
     memory_split: str = "auto"
 
     def __post_init__(self) -> None:
@@ -133,14 +139,16 @@ class EngineConfig:
         self._check_sizes()
 
     def _check_experts(self) -> None:
-        if self.expert_memory is not None:
-            parse_amount(self.expert_memory, "expert_memory")
+        for name in ("expert_memory", "expert_host_memory"):
+            if (asked := getattr(self, name)) is not None:
+                parse_amount(asked, name)
         named = isinstance(self.expert_cache, str) and self.expert_cache.strip() != ""
         _require(named, "expert_cache", self.expert_cache, "the name of a policy")
         for name, choices in (
             ("expert_format", EXPERT_FORMATS),
             ("expert_scope", EXPERT_SCOPES),
             ("expert_prefetch", EXPERT_PREFETCH),
+            ("expert_dispatch", EXPERT_DISPATCH),
             ("memory_split", MEMORY_SPLITS),
         ):
             value = getattr(self, name)

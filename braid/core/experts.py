@@ -132,6 +132,7 @@ class ExpertStats(NamedTuple):
         stall_s: steps stood still for reads. ``compute_s``: they computed experts. ``link_busy_s``: reads were under
             way. ``planning_s``: it was decided what goes where.
         failed_reads: reads that brought nothing, or something else than was written.
+        computed: experts that steps computed, by where: ``device`` (the model's) and ``host`` (the CPU, below a GPU).
     """
 
     total: int = 0
@@ -146,6 +147,7 @@ class ExpertStats(NamedTuple):
     link_busy_s: float = 0.0
     planning_s: float = 0.0
     failed_reads: int = 0
+    computed: Mapping[str, int] = {}
 
     @property
     def resident(self) -> int:

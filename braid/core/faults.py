@@ -11,7 +11,7 @@ Places in the engine, with their phases:
     ``blocks`` (start, grow);
     ``batch``, ``forward``, ``head``, ``sample`` (prefill, decode, mixed), ``row``, ``score``, ``pool``;
     ``mask`` (start, step);
-    ``experts.read`` (demand, prefill, prefetch).
+    ``experts.read``, ``experts.fetch`` (demand, prefill, prefetch).
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from braid.device.machine import probe, usable_cores
 from braid.engine.agent_log import AgentLog
 from braid.engine.core import EngineCore
 from braid.engine.division_log import DivisionLog
+from braid.engine.expert_tiers import check_host
 from braid.engine.experts import Wanted, hold_experts, wanted_experts
 from braid.engine.grammar import Grammars
 from braid.engine.guidance import Vocabulary
@@ -102,6 +103,7 @@ def _build(
         checkpoint = open_checkpoint(resolve(config.model, progress=progress, offline=config.offline))
     device = pick_device(config.device)
     check_tiers(config, device)
+    check_host(config, device)
     torch.set_num_threads(config.threads or usable_cores())
     dtype = pick_dtype(config.dtype, checkpoint)
     spec = model_spec(config.model, checkpoint.config)

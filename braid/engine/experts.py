@@ -15,15 +15,15 @@ from braid.checkpoint.expert_names import is_expert
 from braid.checkpoint.open import Checkpoint
 from braid.checkpoint.progress import Progress
 from braid.core.config import EngineConfig
-from braid.core.errors import CapacityError, InvalidParameterError
+from braid.core.errors import InvalidParameterError
 from braid.core.experts import ExpertLayout, ExpertShape
 from braid.core.faults import Faults
 from braid.core.units import parse_amount
+from braid.engine.expert_tiers import host_lines, open_store
 from braid.models.decoder import CausalLM
 from braid.models.parse import parse_config
 from braid.policy.experts.budget import ExpertDemand, decimal
-from braid.policy.experts.catalog import NAMES, expert_cache, unknown_cache
-from braid.policy.fit import human
+from braid.policy.experts.catalog import NAMES, unknown_cache
 from braid.runner.experts.module import install
 from braid.runner.experts.store import STAGING, ExpertStore
 
@@ -146,6 +146,7 @@ class Held:
             f"{decimal(slots * size)} ({slots / shape.total:.0%}), cycle {shape.cycle}",
             f"policy {self.config.expert_cache} ({self.config.expert_scope}), prefetch "
             f"{self.config.expert_prefetch}; file {file.path}, {where}",
+            *host_lines(self.config, self.store.host),
             *random,
         ]
 
@@ -167,7 +168,7 @@ def hold_experts(
     """Find the file of experts or make it, open a store above it, and let the model compute with that.
 
     Raises:
-        BraidError: the file cannot be made or read, or holds another model's experts.
+        BraidError: the file cannot be made or read, or holds another model's experts, or there is no memory.
     """
     if wanted is None:
         return Held(config)
@@ -176,15 +177,6 @@ def hold_experts(
         logger.warning("%s", note)
     file = experts_of(checkpoint, layout.format, progress=progress)
     file.check_model(demand.shape, layout.hidden, layout.size)
-    cache = expert_cache(config.expert_cache, demand.shape, scope=config.expert_scope)
-    try:
-        store = ExpertStore(
-            file, num_slots, cache, device=model.device, prefetch=config.expert_prefetch, faults=faults
-        )
-    except (OSError, RuntimeError) as error:
-        size = human((num_slots + demand.num_staging) * layout.record_bytes)
-        raise CapacityError(
-            f"expert_memory: there is no memory for {num_slots} slots ({size}): {error}"
-        ) from error
+    store = open_store(config, demand, file, num_slots, model.device, faults=faults)
     install(model, store)
     return Held(config, store)

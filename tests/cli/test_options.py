@@ -65,6 +65,8 @@ def test_expert_caches_are_known_by_name() -> None:
         ("expert_format", "int3", "auto, float32, bfloat16, int8, int4"),
         ("expert_scope", "model", "global, layer"),
         ("expert_prefetch", "always", "off, on, auto"),
+        ("expert_host_memory", "half", "'half'"),
+        ("expert_dispatch", "split", "auto, fetch"),
         ("expert_cache", " ", "name of a policy"),
     ],
 )

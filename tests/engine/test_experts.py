@@ -96,6 +96,50 @@ def test_the_tokens_are_those_of_all_experts_in_memory(
         checked(llm)
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            {"expert_memory": "25%"},
+            "in main memory: 16 = 1.57 MB (100%), not pinned; experts that the device has not",
+        ),
+        (
+            {"expert_memory": RECORD, "expert_host_memory": "25%", "expert_cache": "lru"},
+            "in main memory: 4 = ",
+        ),
+        (
+            {"expert_memory": "50%", "expert_host_memory": 2 * RECORD, "expert_prefetch": "on"},
+            "in main memory: 2 = ",
+        ),
+        ({"expert_memory": "25%", "expert_dispatch": "fetch"}, "are fetched"),
+    ],
+)
+def test_the_tokens_are_those_with_a_tier_between_slots_and_file(
+    tiny_moe: Path,
+    plain: list[tuple[int, ...]],
+    options: dict[str, Any],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU, with a CPU in its place."""
+    monkeypatch.setattr("braid.engine.expert_tiers.has_host_tier", lambda device: True)
+    with small_llm(tiny_moe, **options) as llm:
+        for _ in range(3):
+            assert answers(llm) == plain
+        stats = llm.stats().experts
+        assert stats is not None
+        assert stats.computed["device"] > 0
+        assert (stats.computed["host"] > 0) == (options.get("expert_dispatch") != "fetch")
+        assert line in "\n".join(llm.reckoning)
+        checked(llm)
+
+
+def test_main_memory_below_a_cpu_is_refused(tiny_moe: Path) -> None:
+    with pytest.raises(InvalidParameterError, match="expert_memory says how much") as caught:
+        small_llm(tiny_moe, expert_memory="25%", expert_host_memory="50%")
+    assert caught.value.param == "expert_host_memory"
+
+
 class Restless(Boundary):
     """Moves memory to and fro, whatever it is worth; away from a side that has no more to give."""
 

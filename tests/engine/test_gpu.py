@@ -31,6 +31,7 @@ extern "C" __global__ void where(int* found, int cycles) {
 }
 """
 """Blocks last long enough that each multiprocessor of a group gets some."""
+IDS = [[1, 2, 3], [4, 5, 6, 7, 8], [9] * 20, [10, 11]]
 PROMPTS = ["Hello", "The quick brown fox jumps", "a" * 70, "x", "a" * 70 + "b"]
 
 
@@ -64,6 +65,27 @@ def test_the_default_model_answers_on_the_gpu() -> None:
     with LLM(device="cuda", max_model_len=1024) as llm:
         question = [{"role": "user", "content": "What is the capital of France?"}]
         assert "Paris" in llm.chat(question, SamplingParams(temperature=0, max_tokens=30)).text
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("dispatch", ["auto", "fetch"])
+def test_experts_on_both_sides_give_the_tokens_of_all_in_memory(
+    tiny_moe: Path, dispatch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 the sides differ in the last bits, which is less than between the first choice and the second."""
+    monkeypatch.setenv("BRAID_CACHE", str(tmp_path))
+    with small_llm(tiny_moe, device="cuda") as whole:
+        expected = [output.token_ids for output in whole.generate(IDS, GREEDY)]
+    options = {"expert_memory": "25%", "expert_host_memory": "75%", "expert_dispatch": dispatch}
+    with small_llm(tiny_moe, device="cuda", **options) as llm:
+        for _ in range(4):
+            assert [output.token_ids for output in llm.generate(IDS, GREEDY)] == expected
+        stats = llm.stats().experts
+        assert stats is not None
+        assert stats.computed["device"] > 0
+        assert (stats.computed["host"] > 0) == (dispatch == "auto")
+        assert_nothing_left(llm)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

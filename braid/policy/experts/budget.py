@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from braid.core.errors import InvalidParameterError
+from braid.core.errors import CapacityError, InvalidParameterError
 from braid.core.experts import ExpertShape
 from braid.core.units import Amount
 
@@ -42,14 +42,35 @@ class ExpertDemand:
         Raises:
             InvalidParameterError: not one expert fits.
         """
-        num_bytes = self.asked.of(self.all_bytes)
+        return self._slots(self.asked, "expert_memory")
+
+    def host_slots(self, asked: Amount, available_bytes: int) -> int:
+        """Experts in main memory below a GPU's slots: what was asked, else all, or as many as there is room for.
+
+        Args:
+            available_bytes: of main memory, for these and for what they go through that have no room there.
+
+        Raises:
+            InvalidParameterError: not one expert fits into what was asked.
+            CapacityError: there is not so much memory.
+        """
+        slots = self._slots(asked, "expert_host_memory")
+        room = max(0, available_bytes - self.staging_bytes) // self.slot_bytes
+        if slots is not None and slots > room:
+            raise CapacityError(
+                f"expert_host_memory: {slots} experts in main memory take {decimal(slots * self.slot_bytes)}, and "
+                f"{decimal(room * self.slot_bytes)} are left for them"
+            )
+        return min(room, self.shape.total) if slots is None else slots
+
+    def _slots(self, asked: Amount, param: str) -> int | None:
+        num_bytes = asked.of(self.all_bytes)
         if num_bytes is None:
             return None
         if num_bytes < self.slot_bytes:
-            share = "" if self.asked.share is None else f" ({self.asked.share:.3g} of all)"
+            share = "" if asked.share is None else f" ({asked.share:.3g} of all)"
             raise InvalidParameterError(
-                f"expert_memory is {num_bytes} bytes{share}, but one expert takes {self.slot_bytes}",
-                param="expert_memory",
+                f"{param} is {num_bytes} bytes{share}, but one expert takes {self.slot_bytes}", param=param
             )
         return min(num_bytes // self.slot_bytes, self.shape.total)
 

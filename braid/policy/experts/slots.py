@@ -53,6 +53,14 @@ class Demand(NamedTuple):
     bypasses: tuple[int, ...]
     """Not worth a slot, or none can be had: compute from the staging ring. Heaviest load first."""
 
+    def without(self, experts: Container[int]) -> Demand:
+        """The same, but for experts that are computed elsewhere, none of which is read."""
+        hits, joins, bypasses = (
+            tuple(expert for expert in part if expert not in experts)
+            for part in (self.hits, self.joins, self.bypasses)
+        )
+        return Demand(hits, joins, self.loads, bypasses)
+
 
 @dataclass(slots=True)
 class Counts:
@@ -207,7 +215,7 @@ class SlotTable:
     def is_in_use(self, expert: int) -> bool:
         return expert in self._uses
 
-    def use(self, routed: Routed, fetched: Container[int] | None = None) -> Demand:
+    def use(self, routed: Routed, fetched: Container[int] | None = None, *, is_told: bool = False) -> Demand:
         """A layer's step wants these experts. Until ``release`` none of them is a victim.
 
         A prompt that needs most of a layer needs most of every other, too, one after the other: whoever went there
@@ -216,8 +224,10 @@ class SlotTable:
 
         Args:
             fetched: of those missing only these are read, since others are computed where they are; None: all.
+            is_told: the cache has heard of this step already.
         """
-        self.cache.routed(routed)
+        if not is_told:
+            self.cache.routed(routed)
         order = sorted(routed.loads, key=lambda expert: (-routed.loads[expert], expert))
         for expert in order:
             self._uses[expert] += 1
@@ -275,6 +285,10 @@ class SlotTable:
         """Nobody would have to go for it."""
         layer = self.shape.layer_of(expert)
         return bool(self._free) and self._held[layer] < self._limits[layer]
+
+    def room(self, layer: int) -> int:
+        """Experts of a layer that can have a slot without anybody going."""
+        return max(0, min(len(self._free), self._limits[layer] - self._held[layer]))
 
     def victim_of(self, expert: int) -> int | None:
         """Who would go for it if it were prefetched now, where there is no room; None if nobody may."""

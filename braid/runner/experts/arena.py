@@ -6,7 +6,7 @@ Rows are made once. Another expert in a row is a read into it and nothing else: 
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,15 +50,24 @@ class Arena(Protocol):
         """Nobody reads or fills this row until it is filled again: its memory is free for others, where it can be."""
         ...
 
+    def close(self) -> None:
+        """Nobody copies from it any more."""
+        ...
 
-def open_arena(num_rows: int, record_bytes: int, capacity: int, device: torch.device) -> Arena:
+
+def open_arena(
+    num_rows: int, record_bytes: int, capacity: int, device: torch.device, *, pinned: bool = False
+) -> Arena:
     """Rows on ``device``.
+
+    Args:
+        pinned: a GPU is to copy from rows in main memory by itself.
 
     Raises:
         OSError, RuntimeError: there is not so much memory.
     """
     if device.type == "cpu":
-        return HostArena(num_rows, record_bytes, capacity)
+        return HostArena(num_rows, record_bytes, capacity, pinned=pinned)
     return DeviceArena(num_rows, record_bytes, device)
 
 
@@ -66,12 +75,20 @@ class HostArena:
     """Rows in main memory, each beginning on a page so that disks write into them directly.
 
     Addresses are taken for ``capacity`` rows and memory for those that there are: a row that is given back is zeros.
+
+    Args:
+        pinned: a GPU is to copy from it by itself, without the CPU. Then it neither grows nor is given back.
+
+    Raises:
+        OSError, RuntimeError: there is not so much memory, or it cannot be pinned.
     """
 
     is_in_place = True
 
-    def __init__(self, num_rows: int, record_bytes: int, capacity: int) -> None:
+    def __init__(self, num_rows: int, record_bytes: int, capacity: int, *, pinned: bool = False) -> None:
         assert record_bytes % PAGE == 0, record_bytes
+        if pinned:
+            capacity = num_rows
         capacity = max(num_rows, capacity)
         try:
             memory = addresses(capacity * record_bytes)
@@ -82,6 +99,9 @@ class HostArena:
         self._view = memoryview(memory)
         self.rows_RB = torch.frombuffer(memory, dtype=torch.uint8).view(capacity, record_bytes)
         self._favour(0, num_rows)
+        self.is_pinned = pinned
+        if pinned:
+            self._pin()
 
     @property
     def num_rows(self) -> int:
@@ -108,12 +128,28 @@ class HostArena:
             self._rows = num_rows
 
     def give_back(self, row: int) -> None:
-        give_back(self._memory, row * self._size, (row + 1) * self._size)
+        if not self.is_pinned:  # a GPU goes on reading from the old pages
+            give_back(self._memory, row * self._size, (row + 1) * self._size)
+
+    def close(self) -> None:
+        if self.is_pinned:
+            self.is_pinned = False
+            _cuda().cudaHostUnregister(self.rows_RB.data_ptr())
+
+    def _pin(self) -> None:
+        num_bytes = self._rows * self._size
+        error = int(_cuda().cudaHostRegister(self.rows_RB.data_ptr(), num_bytes, 0))
+        if error:
+            raise RuntimeError(f"{num_bytes} bytes of main memory cannot be pinned: CUDA error {error}")
 
     def _favour(self, first: int, end: int) -> None:
         """Large pages for rows ``[first, end)``, as one record is hundreds of small ones; all of them now, else the
         first prompt would wait for each to be made."""
         favour(self._memory, first * self._size, end * self._size, now=True)
+
+
+def _cuda() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 class _Pinned(threading.local):
@@ -125,7 +161,10 @@ class _Pinned(threading.local):
 
 
 class DeviceArena:
-    """Rows on a GPU, filled by way of pinned main memory: one record for each thread that reads."""
+    """Rows on a GPU, filled by way of pinned main memory: one record for each thread that reads.
+
+    Or from rows that are in main memory already (``put``).
+    """
 
     is_in_place = False
 
@@ -151,24 +190,30 @@ class DeviceArena:
         here = self._here
         if here.record_B is None:
             here.record_B = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._is_cuda)
-            here.stream = torch.cuda.Stream(self._device) if self._is_cuda else None  # type: ignore[no-untyped-call]
         view: memoryview = here.record_B.numpy().data
         return view
 
-    @torch.inference_mode()
     def landed(self, row: int) -> None:
-        """Behind all kernels that may still read what was in the row."""
-        here = self._here
-        assert here.record_B is not None
-        if here.stream is None:
-            self.rows_RB[row].copy_(here.record_B)
+        record_B = self._here.record_B
+        assert record_B is not None
+        self.put(row, record_B)
+
+    @torch.inference_mode()
+    def put(self, row: int, record_B: Tensor) -> None:
+        """Copy a record from main memory, behind all kernels that may still read what was in the row; kernels may read
+        it when this returns."""
+        if not self._is_cuda:
+            self.rows_RB[row].copy_(record_B)
             return
+        here = self._here
+        if here.stream is None:
+            here.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with self._lock:
             ends = list(self._readers.values())
         for end in ends:
             here.stream.wait_event(end)
         with torch.cuda.stream(here.stream):
-            self.rows_RB[row].copy_(here.record_B, non_blocking=True)
+            self.rows_RB[row].copy_(record_B, non_blocking=True)
         here.stream.synchronize()
 
     def used(self) -> None:
@@ -192,3 +237,6 @@ class DeviceArena:
 
     def give_back(self, row: int) -> None:
         """Rows are one piece of memory here, which keeps its size."""
+
+    def close(self) -> None:
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from math import inf
 from typing import NamedTuple
 
@@ -36,11 +37,12 @@ class Early:
 
     Args:
         mode: ``off``, ``on`` or ``auto``.
+        times: what experts cost, where that is learnt; None: as the store counts it, and nothing is computed below.
     """
 
-    def __init__(self, table: SlotTable, mode: str) -> None:
+    def __init__(self, table: SlotTable, mode: str, times: Callable[[], ExpertTimes] | None = None) -> None:
         prefetcher = Prefetcher(table, mode=mode)
-        self._table = table
+        self._table, self._times = table, times
         self._prefetcher = None if mode == "off" else prefetcher
         self._here = _Here()
 
@@ -79,7 +81,10 @@ class Early:
         prefetcher = self._prefetcher
         if prefetcher is None or not tally.fast.count or not record_s:
             return None
-        times = ExpertTimes(record_s, record_s, tally.fast.value, 0.0, inf, 0.0)
+        if self._times is None:
+            times = ExpertTimes(record_s, record_s, tally.fast.value, 0.0, inf, 0.0)
+        else:
+            times = self._times()
         found = prefetcher.next(times, link_idle=True)
         if found is None:
             return None

@@ -16,12 +16,12 @@ from math import inf
 from typing import NamedTuple, TypeVar
 
 from braid.checkpoint.expert_file import ExpertFile
-from braid.core.faults import Faults
 from braid.policy.experts.policy import Routed
+from braid.policy.experts.sides import Sides
 from braid.policy.experts.slots import SlotTable, State
 from braid.runner.experts.arena import Arena
 from braid.runner.experts.early import Early
-from braid.runner.experts.reader import Cause, ExpertReadError, Read, Reader
+from braid.runner.experts.reader import Cause, ExpertReadError, Read, Reader, Source
 from braid.runner.experts.staging import Staging
 from braid.runner.experts.tally import LayerSeconds, Tally
 from braid.runner.experts.task import Task
@@ -62,9 +62,11 @@ class Ledger:
 
     Args:
         arena: its first rows are for staging, those after them are the slots.
+        source: fills its rows.
+        readers: reads under way at the same time.
         prefetch: ``off``, ``on`` or ``auto``.
         clock: what pauses after failures are measured with.
-        readers, always_verify, faults: as in `braid.runner.experts.reader.Reader`.
+        sides: who says what the tier below computes; None: nothing.
     """
 
     def __init__(
@@ -73,16 +75,17 @@ class Ledger:
         table: SlotTable,
         arena: Arena,
         *,
+        source: Source,
         staging: int,
         readers: int,
         prefetch: str,
-        always_verify: bool,
-        faults: Faults | None,
         clock: Callable[[], float],
+        sides: Sides | None = None,
     ) -> None:
         self._file = file
         self.table, self.tally = table, Tally([LayerSeconds() for _ in range(file.shape.layers)])
-        self._arena, self._staging, self.early = arena, Staging(staging), Early(table, prefetch)
+        self._arena, self._staging, self._sides = arena, Staging(staging), sides
+        self.early = Early(table, prefetch, None if sides is None else lambda: sides.times)
         self._changed = threading.Condition()
         self._reads: dict[int, Read] = {}
         """Into slots, until they are settled."""
@@ -93,16 +96,15 @@ class Ledger:
         self._tasks: list[Task] = []
         self._is_growing = self._is_closed = False
         self._clock = clock
-        self.reader = Reader(
-            file, arena, self._settle, threads=readers, always_verify=always_verify, faults=faults
-        )
+        self.reader = Reader(file, source, self._settle, threads=readers)
 
-    def begin(self, routed: Routed, rows: int, since: float) -> Task:
+    def begin(self, routed: Routed, rows: int, since: float, *, is_told: bool = False) -> Task:
         """Let the table decide, and start all reads that have a row.
 
         Args:
             rows: tokens of the batch.
             since: when planning began (``time.perf_counter``).
+            is_told: the cache has heard of this step already (``hear``).
 
         Raises:
             ExpertReadError: an expert that is needed has just failed, or the store is closed.
@@ -113,7 +115,12 @@ class Ledger:
             self._changed.wait_for(lambda: self._is_closed or not self._is_growing)
             self._check(routed.loads)
             self.early.routed(routed, rows)
-            demand = self.table.use(routed)
+            if self._sides is None:
+                demand = self.table.use(routed, is_told=True) if is_told else self.table.use(routed)
+            else:
+                task.slow = self._sides.slow(routed, self._reads)
+                demand = self.table.use(routed, routed.loads.keys() - task.slow).without(task.slow)
+                self.tally.slow += len(task.slow)
             self._tasks.append(task)
             self.tally.needed(rows, len(routed.loads))
             for expert in demand.hits:
@@ -130,6 +137,11 @@ class Ledger:
             self._start(task, reads)
             self.tally.layers[routed.layer].planning += time.perf_counter() - since
         return task
+
+    def hear(self, routed: Routed) -> None:
+        """The cache is to know of a step whose experts are asked for one by one (``is_told``)."""
+        with self._changed:
+            self.table.cache.routed(routed)
 
     def _check(self, experts: Collection[int]) -> None:
         """Raise rather than read again what has just failed."""
@@ -161,11 +173,14 @@ class Ledger:
             reads.sort(key=lambda read: -task.loads[read.expert])
             self.reader.submit(reads)
 
-    def next(self, task: Task, done: Mapping[int, int], seconds: float) -> Mapping[int, int]:
+    def next(
+        self, task: Task, done: Mapping[int, int], seconds: float, *, wait: bool = True
+    ) -> Mapping[int, int]:
         """Rows of the experts to compute next, as soon as there are any; nothing if all are computed.
 
         Args:
             done: what this gave before: computed by now, in so many seconds.
+            wait: else nothing also if there are none yet.
 
         Raises:
             ExpertReadError: one that is needed cannot be read.
@@ -180,7 +195,7 @@ class Ledger:
                     task.settle()
                     if task.ready:
                         return task.take(max(1, self._staging.num_rows // 2))
-                    if task.is_over:
+                    if task.is_over or not wait:
                         return {}
                     if self._is_closed:
                         raise ExpertReadError("the store of experts is closed")
@@ -240,6 +255,8 @@ class Ledger:
 
     def _take_note(self, read: Read) -> None:
         expert = read.expert
+        if self._sides is not None and read.link_s:
+            self._sides.fetched(read.link_s, is_busy=read.is_busy)
         if read.error is None:
             self._failures.pop(expert, None)
         elif read.urgency is Cause.PREFETCH:  # who needs it later may find that it can be read

@@ -1,4 +1,4 @@
-"""Records of experts from their file into rows, by threads of their own.
+"""Records of experts from the tier below into rows, by threads of their own.
 
 What steps of decodes wait for is read first, then what those of prompts wait for. What nobody waits for yet is read
 only while nothing else is, one record at a time.
@@ -7,18 +7,16 @@ only while nothing else is, one record at a time.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from heapq import heappop, heappush
+from typing import Protocol
 
 from braid.checkpoint.expert_file import ExpertFile
 from braid.core.errors import BraidError
-from braid.core.faults import Faults
-from braid.runner.experts.arena import Arena
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +57,7 @@ class Read:
     Args:
         cause: why it was asked for; ``urgency``: that of the most urgent of those who wait now.
         stage: for the reader alone; ``is_settled``: the read is over, and its store has taken note.
+        link_s: that the link to a device took for it, where there is one; ``is_busy``: the CPU computed meanwhile.
     """
 
     expert: int
@@ -67,6 +66,8 @@ class Read:
     stage: Stage = Stage.QUEUED
     error: ExpertReadError | None = None
     is_settled: bool = False
+    link_s: float = 0.0
+    is_busy: bool = False
     urgency: Cause = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,33 +88,36 @@ class ReaderTimes:
     bytes: dict[Cause, int] = field(default_factory=lambda: dict.fromkeys(Cause, 0))
 
 
+class Source(Protocol):
+    """Where records come from; any thread may ask."""
+
+    @property
+    def is_direct(self) -> bool:
+        """The file is read past the page cache."""
+        ...
+
+    def fill(self, read: Read) -> None:
+        """Put the record into the row: kernels may read it when this returns. Raises what is wrong with it."""
+        ...
+
+    def close(self) -> None:
+        """Nobody asks any more."""
+        ...
+
+
 class Reader:
-    """Threads that read records of ``file`` into rows of ``arena``.
+    """Threads that bring records from ``source``.
 
     Args:
+        file: names them.
         threads: reads under way at the same time.
         ended: called with every read that is done or has failed, on the thread that read. Not with dropped ones.
-        always_verify: check every record that is read, not only the first time that each one is.
-        faults: place ``experts.read``; its phase is the cause.
     """
 
     def __init__(
-        self,
-        file: ExpertFile,
-        arena: Arena,
-        ended: Callable[[Read], None],
-        *,
-        threads: int,
-        always_verify: bool = False,
-        faults: Faults | None = None,
+        self, file: ExpertFile, source: Source, ended: Callable[[Read], None], *, threads: int
     ) -> None:
-        self._file, self._arena, self._ended = file, arena, ended
-        self._always = always_verify
-        self._verified = bytearray(file.shape.total)
-        self._fill = (faults or Faults()).around(
-            "experts.read", self._fill_row, lambda read: read.cause.label
-        )
-        self._opened = file.open_file(direct=True)
+        self._file, self._source, self._ended = file, source, ended
         self._wanted = threading.Condition()
         self._queue: list[tuple[Cause, int, Read]] = []
         self._pushed = 0
@@ -131,7 +135,7 @@ class Reader:
     @property
     def is_direct(self) -> bool:
         """Whether reads go past the page cache."""
-        return self._opened.direct
+        return self._source.is_direct
 
     @property
     def depth(self) -> int:
@@ -203,9 +207,8 @@ class Reader:
             thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
             logger.warning("%s: a read hangs; it is left behind", self._file.path)
-        elif self._opened.descriptor >= 0:
-            os.close(self._opened.descriptor)
-            self._opened = self._opened._replace(descriptor=-1)
+        else:
+            self._source.close()
 
     @property
     def _num_demands(self) -> int:
@@ -233,7 +236,7 @@ class Reader:
         while (read := self._next()) is not None:
             begin = time.perf_counter()
             try:
-                self._fill(read)
+                self._source.fill(read)
                 error = None
             except BaseException as reason:  # of this expert alone, whatever it is: the thread lives on
                 error = self._name(read, reason)
@@ -276,19 +279,3 @@ class Reader:
             text = str(reason).removeprefix(where)
         logger.error("%s%s", where, text)
         return ExpertReadError(text)
-
-    def _fill_row(self, read: Read) -> None:
-        """Raises what is wrong with this record."""
-        file, expert = self._file, read.expert
-        room, offset, done = self._arena.buffer(read.row), file.offset(expert), 0
-        while done < len(room):
-            count = os.preadv(self._opened.descriptor, [room[done:]], offset + done)
-            if count == 0:
-                raise ExpertReadError(f"{file.path}: {file.name(expert)} is cut off: the file is truncated")
-            done += count
-        if not self._opened.direct:  # or the same bytes would be held twice
-            os.posix_fadvise(self._opened.descriptor, offset, len(room), os.POSIX_FADV_DONTNEED)
-        if self._always or not self._verified[expert]:
-            file.check_record(expert, room)
-            self._verified[expert] = 1
-        self._arena.landed(read.row)

@@ -43,11 +43,13 @@ class Tally:
     """Written under the store's lock.
 
     ``unions`` by rows of the batch, those above 64 by the next power of two. ``fast``: seconds to compute one expert.
+    ``slow``: experts that the tier below computed.
     """
 
     layers: list[LayerSeconds]
     unions: dict[int, Unions] = field(default_factory=dict)
     fast: Mean = field(default_factory=Mean)
+    slow: int = 0
 
     def needed(self, rows: int, experts: int) -> None:
         """A call of ``rows`` tokens needs so many different experts."""

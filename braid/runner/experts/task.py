@@ -11,7 +11,7 @@ from braid.runner.experts.reader import Cause, ExpertReadError, Read
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """Every expert of ``loads`` is in one of ``ready``, ``waiting`` and ``later`` until it is handed out.
+    """Every expert of ``loads`` is in one of ``ready``, ``waiting``, ``later`` until it is handed out, or in ``slow``.
 
     Args:
         loads: rows of every expert that the layer needs, by id.
@@ -20,6 +20,7 @@ class Task:
         waiting: reads under way.
         later: experts without a row, heaviest first.
         staged: experts for which it uses a staging row now.
+        slow: others, which the tier below computes.
     """
 
     layer: int
@@ -29,6 +30,7 @@ class Task:
     waiting: dict[int, Read] = field(default_factory=dict)
     later: deque[int] = field(default_factory=deque)
     staged: set[int] = field(default_factory=set)
+    slow: frozenset[int] = frozenset()
 
     @property
     def is_over(self) -> bool:

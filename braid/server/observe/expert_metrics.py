@@ -36,6 +36,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ExpertStats], float]], ...] = (
 )
 _CAUSES = ("demand", "prefill", "prefetch")
 _FATES = ("useful", "late", "wasted")
+_SIDES = ("device", "host")
 
 
 def expert_families(experts: ExpertStats, labels: Labels) -> Iterator[Metric]:
@@ -49,8 +50,11 @@ def expert_families(experts: ExpertStats, labels: Labels) -> Iterator[Metric]:
         for layer, use in enumerate(experts.layers)
         for outcome, count in (("hit", use.hits), ("miss", use.misses), ("bypass", use.bypasses))
     }
-    help = "Experts that steps needed: in memory, read into memory, or read for this step alone"
+    help = "Experts that steps needed: in memory, read into memory, or used without a place there"
     yield totals("expert_uses", help, ("layer", "outcome"), uses, labels)
+    sides: dict[Labels, float] = {(side,): float(experts.computed.get(side, 0)) for side in _SIDES}
+    help = "Experts that steps computed: where the model is, or by the CPU below a GPU"
+    yield totals("expert_computed", help, ("side",), sides, labels)
     read: dict[Labels, float] = {(cause,): float(experts.bytes_by_cause.get(cause, 0)) for cause in _CAUSES}
     yield totals("expert_read_bytes", "Read from the file of experts, by why", ("cause",), read, labels)
     early: dict[Labels, float] = {(fate,): float(experts.prefetched.get(fate, 0)) for fate in _FATES}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from braid.core.errors import InvalidParameterError
+from braid.core.errors import CapacityError, InvalidParameterError
 from braid.core.experts import ExpertShape
 from braid.core.units import parse_amount
 from braid.policy.experts.budget import ExpertDemand, decimal
@@ -25,6 +25,29 @@ def demand(asked: str | int, num_staging: int = 4) -> ExpertDemand:
 )
 def test_slots_of_what_was_asked(asked: str | int, slots: int | None) -> None:
     assert demand(asked).asked_slots() == slots
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "slots"),
+    [
+        ("auto", 1000, 64),
+        ("auto", 30, 26),
+        ("auto", 3, 0),
+        ("50%", 1000, 32),
+        ("10MiB", 14, 10),
+        ("300%", 68, 64),
+    ],
+)
+def test_experts_in_main_memory_below_a_gpu(asked: str, available: int, slots: int) -> None:
+    """All that fit beside the staging rows, unless a size is given."""
+    assert demand("auto").host_slots(parse_amount(asked, "x"), available * SLOT) == slots
+
+
+def test_main_memory_that_is_not_there_is_not_taken() -> None:
+    with pytest.raises(CapacityError, match=r"expert_host_memory: 32 experts .* 33\.55 MB, and 32\.51 MB"):
+        demand("auto").host_slots(parse_amount("50%", "x"), 35 * SLOT)
+    with pytest.raises(InvalidParameterError, match=f"expert_host_memory is 1 bytes, .* takes {SLOT}"):
+        demand("auto").host_slots(parse_amount(1, "x"), 35 * SLOT)
 
 
 @pytest.mark.parametrize("asked", [SLOT - 1, "1%"])

@@ -309,3 +309,31 @@ def test_nothing_is_lost_whatever_happens(
         slots.release(pair)
     slots.check_integrity()
     assert slots.num_held <= slots.num_slots, "who is in use goes later, but goes"
+
+
+def test_what_is_computed_elsewhere_is_neither_read_nor_waited_for() -> None:
+    slots = table(3)
+    use(slots, 0)
+    slots.use(Routed(0, {1: 1}))
+    demand = slots.use(Routed(0, {0: 1, 1: 1, 2: 1, 3: 1}), fetched=(2,))
+    assert demand == Demand((0,), (1,), (Load(2, demand.loads[0].slot),), (3,))
+    assert demand.without({0, 1, 3}) == Demand((), (), demand.loads, ())
+    assert demand.without(()) == demand
+    assert slots.counts["decode"][0].bypasses == 1
+
+
+@pytest.mark.parametrize(("scope", "rooms"), [("global", (3, 3)), ("layer", (1, 2))])
+def test_how_many_more_a_layer_can_have(scope: str, rooms: tuple[int, int]) -> None:
+    slots = table(4, scope=scope)
+    use(slots, 0)
+    assert (slots.room(0), slots.room(1)) == rooms
+    use(slots, 1, 2, 3)
+    assert slots.room(0) == 0
+
+
+def test_a_cache_that_has_heard_of_a_step_is_not_told_again() -> None:
+    slots = table(2, "lfu")
+    slots.use(Routed(0, {0: 1}), is_told=True)
+    assert slots.cache.worth(0) == 0
+    slots.cache.routed(Routed(0, {0: 1}))
+    assert slots.cache.worth(0) == 1

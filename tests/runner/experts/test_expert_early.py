@@ -189,11 +189,11 @@ def test_an_early_read_that_fails_fails_nobody_who_does_not_need_it(bare: Bare) 
     store = eager_store(bare, 8, faults=faults, clock=lambda: now[0])
     play(store, bare, wrong, 3)
     wait(store, lambda: not store._ledger._reads)
-    assert store.table.prefetches.failed == 1, "after one that failed there is a pause"
+    assert store.stats().failed_reads == 1, "after one that failed there is a pause"
     now[0] += PAUSE_S
     play(store, bare, wrong, 3)
     wait(store, lambda: not store._ledger._reads)
-    assert store.table.prefetches.failed == 2
+    assert store.stats().failed_reads == 2
     assert not faults.unstruck
     store.check_integrity(records=True)
     store.close()

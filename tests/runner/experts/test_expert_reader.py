@@ -13,6 +13,7 @@ from braid.runner.experts import depth
 from braid.runner.experts.arena import HostArena
 from braid.runner.experts.depth import DEFAULT, DEPTHS, measured_depth
 from braid.runner.experts.reader import Cause, ExpertReadError, Read, Reader, Stage
+from braid.runner.experts.source import FileSource
 
 from .conftest import Bare
 
@@ -48,7 +49,7 @@ def rig(bare: Bare) -> Iterator[Rig]:
     faults = Faults([Fault(point="experts.read", kind=FaultKind.DELAY)], sleep=hold)
     ended: list[Read] = []
     arena = HostArena(ROWS, bare.file.layout.record_bytes, ROWS)
-    reader = Reader(bare.file, arena, ended.append, threads=1, faults=faults)
+    reader = Reader(bare.file, FileSource(bare.file, arena, faults=faults), ended.append, threads=1)
     made = Rig(reader, opened, reached, ended)
     yield made
     opened.set()
@@ -76,7 +77,7 @@ def test_the_urgent_are_read_first_and_those_that_become_urgent_move_up(rig: Rig
     rig.opened.set()
     assert rig.wait(7) == [0, 5, 6, 4, 2, 3, 1]
     assert rig.reader.is_idle
-    size = len(rig.reader._arena.buffer(0))
+    size = rig.reader._file.layout.record_bytes
     assert rig.reader.times().bytes == {Cause.DEMAND: 2 * size, Cause.PREFILL: 4 * size, Cause.PREFETCH: size}
     assert min(rig.reader.times().busy_s, rig.reader.times().read_s) > 0
     assert rig.reader.record_s > 0

@@ -141,6 +141,7 @@ def test_experts() -> None:
         stall_s=0.5,
         link_busy_s=2.5,
         failed_reads=3,
+        computed={"device": 21, "host": 4},
     )
     assert experts.resident == 16
     values = read(ServerMetrics("tiny"), EngineStats(experts=experts))
@@ -155,6 +156,10 @@ def test_experts() -> None:
     assert values["braid_expert_stall_seconds_total"] == 0.5
     assert values["braid_expert_link_busy_seconds_total"] == 2.5
     assert values["braid_expert_failed_reads_total"] == 3
+    assert (values["braid_expert_computed_total device"], values["braid_expert_computed_total host"]) == (
+        21,
+        4,
+    )
 
 
 def test_without_an_engine() -> None:
