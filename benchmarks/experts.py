@@ -240,7 +240,7 @@ def decodes(load: Load, options: argparse.Namespace) -> tuple[int, int]:
 def bounds(
     options: argparse.Namespace, file: ExpertFile, recording: Recording, runs: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Belady's hits for every load and budget, those of runs that are kept too: no time, and no policy can have more."""
+    """Belady's hits for every load and budget, of runs that are kept too: no time, and no policy can have more."""
     shape, found = file.shape, []
     budgets = {name: set(options.budgets) for name in options.loads}
     for run in runs:

@@ -225,9 +225,14 @@ def _ratios(name: str, other: Numbers, mine: Numbers) -> Numbers:
         "tbt_p99": other["tbt_ms"]["p99"] / mine["tbt_ms"]["p99"],
         "decode": mine["decode_tok_s"] / other["decode_tok_s"],
         "prefill": mine["prefill_tok_s"] / other["prefill_tok_s"],
-        "in_time": mine["in_time_tok_s"] / max(other["in_time_tok_s"], 1e-9),
-        "goodput": mine["goodput"] / max(other["goodput"], 1e-9),
+        "in_time": _ratio(mine["in_time_tok_s"], other["in_time_tok_s"]),
+        "goodput": _ratio(mine["goodput"], other["goodput"]),
     }
+
+
+def _ratio(mine: float, other: float) -> float | None:
+    """None where the other did nothing good at all."""
+    return mine / other if other else None
 
 
 def show_workload(name: str, found: Mapping[str, Numbers]) -> None:
@@ -260,11 +265,17 @@ def show_versus(found: Mapping[str, Any]) -> None:
             continue
         note = "" if ratios["is_equal_ttft"] else " (TTFT is not equal)"
         name = f"{against.replace('_', ' ')} ({ratios['mode']})"
-        print(
-            f"  {found['of']} against {name}: p99 TBT {ratios['tbt_p99']:.2f}x lower, decode {ratios['decode']:.2f}x, "
-            f"prefill {ratios['prefill']:.2f}x, in time {ratios['in_time']:.2f}x, goodput {ratios['goodput']:.2f}x, "
-            f"TTFT p50 {ratios['ttft']:.2f}x and mean {ratios['ttft_mean']:.2f}x{note}"
-        )
+        words = {
+            "tbt_p99": "p99 TBT {} lower",
+            "decode": "decode {}",
+            "prefill": "prefill {}",
+            "in_time": "in time {}",
+        }
+        words |= {"goodput": "goodput {}", "ttft": "TTFT p50 {}", "ttft_mean": "TTFT mean {}"}
+        parts = [
+            text.format("-" if ratios[key] is None else f"{ratios[key]:.2f}x") for key, text in words.items()
+        ]
+        print(f"  {found['of']} against {name}: {', '.join(parts)}{note}")
 
 
 def measure(options: argparse.Namespace, model: str, result: dict[str, Any], start: float) -> None:

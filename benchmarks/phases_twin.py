@@ -24,6 +24,7 @@ from phases_work import STREAM, Client, Size, workloads
 
 from braid.cli.sim.machine import MachineFlags
 from braid.cli.sim.phases_run import setup_of
+from braid.core.metrics import percentile
 from braid.core.request import Slo
 from braid.lab.describe.relation import spearman
 from braid.sim.phases import run_phases, summary_of
@@ -50,7 +51,7 @@ def arguments() -> argparse.Namespace:
 
 
 def arrivals_of(clients: Sequence[Client], seed: int) -> list[Arrival]:
-    """What clients ask, with made-up answers of the wished length. An arrival stands behind the one that it waits for."""
+    """What clients ask, with made-up answers of the wished length. Each stands behind the one that it waits for."""
     found: list[Arrival] = []
     for number, client in enumerate(clients):
         ask, before, begin = next(client), (), 0.0
@@ -81,9 +82,15 @@ def simulated(
     found: dict[str, dict[str, dict[str, float]]] = {}
     for work in works:
         for mode in result["workloads"].get(work.name, ()):
-            summary = summary_of(run_phases(arrivals_of(work.clients(0), config["seed"]), setup, mode, slo))
+            arrivals = arrivals_of(work.clients(0), config["seed"])
+            run = run_phases(arrivals, setup, mode, slo)
+            summary = summary_of(run)
             tbt = summary["tbt_beside_prompts_ms" if work.name == "long prompts" else "tbt_ms"]
-            quantities = (summary["ttft_ms"]["p50"], tbt["p99"], summary["goodput"])
+            pairs = zip(run.report.requests, arrivals, strict=True)
+            ttft = percentile(
+                [times.ttft for times, one in pairs if one.num_output_tokens != STREAM_TOKENS], 50
+            )
+            quantities = (1000 * ttft, tbt["p99"], summary["goodput"])
             found.setdefault(work.name, {})[mode] = dict(zip(QUANTITIES, quantities, strict=True))
     return found
 
