@@ -27,7 +27,7 @@ WINDOW_S = 2.0
 """Between two decisions; only time with somebody to serve counts."""
 PAUSE_S = 0.5
 """No turn of the loop counts longer: when nobody is there, it sleeps."""
-STEPS = 64
+STEPS = 32
 """A move is one part in so many of the budget."""
 LARGEST_STEP = 128 << 20
 """Bytes, at most: pages are made while everybody waits, some 3 GB of them in a second."""

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 WORTH = 1.5
 """So many times as much must a step be worth on the other side: estimates have errors, and a move costs."""
-LEAST_SHARE = 0.005
-"""Of the time that has passed must a move save at least."""
+LEAST_SHARE = 0.0005
+"""Of the time must a move save at least: one takes some 20 ms, and should have paid for itself within a minute."""
 AGREED = 2
 """Windows in a row that must say so; twice as many for every turn back lately."""
 MAX_DOUBLINGS = 4
