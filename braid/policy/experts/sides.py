@@ -82,7 +82,7 @@ class PlannedSides:
         """As many of each load as planned, and as many as there are free slots; those that are worth most."""
         worth = self._table.cache.worth
         missing = sorted(missing, key=lambda expert: (-worth(expert), expert))
-        fetched = set(missing[: self._table.room(routed.layer)])
+        fetched = set(missing[: self._table.room(routed)])
         left = Counter(routed.loads[expert] for expert in made.fetch)
         for expert in missing:
             load = routed.loads[expert]

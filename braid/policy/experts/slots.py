@@ -235,7 +235,7 @@ class SlotTable:
         hits, joins, missing = self._sorted_out(order)
         self._unshield(routed.layer)
         loads, bypasses = [], []
-        keeps_to_itself = self._bypass and routed.is_prefill and 2 * len(routed.loads) > self.shape.per_layer
+        keeps_to_itself = self._keeps_to_itself(routed)
         for expert in missing:
             load = None
             if expert in self._ghosts:
@@ -286,9 +286,11 @@ class SlotTable:
         layer = self.shape.layer_of(expert)
         return bool(self._free) and self._held[layer] < self._limits[layer]
 
-    def room(self, layer: int) -> int:
-        """Experts of a layer that can have a slot without anybody going."""
-        return max(0, min(len(self._free), self._limits[layer] - self._held[layer]))
+    def room(self, routed: Routed) -> int:
+        """Missing experts of a step that would have a slot without anybody going."""
+        layer = routed.layer
+        limit = self._share if self._keeps_to_itself(routed) else self._limits[layer]
+        return max(0, min(len(self._free), limit - self._held[layer]))
 
     def victim_of(self, expert: int) -> int | None:
         """Who would go for it if it were prefetched now, where there is no room; None if nobody may."""
@@ -403,6 +405,14 @@ class SlotTable:
             _less(self._kept, expert)
         self._shielded[layer].clear()
 
+    @property
+    def _share(self) -> int:
+        """Slots of a layer whose step takes no others'."""
+        return max(self.shape.top_k, self.num_slots // self.shape.layers)
+
+    def _keeps_to_itself(self, routed: Routed) -> bool:
+        return self._bypass and routed.is_prefill and 2 * len(routed.loads) > self.shape.per_layer
+
     def _place(self, expert: int, *, must: bool, within: bool = False) -> Load | None:
         """
         Args:
@@ -411,8 +421,7 @@ class SlotTable:
         """
         layer = self.shape.layer_of(expert)
         evicted = None
-        share = max(self.shape.top_k, self.num_slots // self.shape.layers)
-        is_full = within and self._held[layer] >= share
+        is_full = within and self._held[layer] >= self._share
         if is_full or not self.has_room(expert):
             evicted = self._victim(layer, within)
             if evicted is None or not (must or self._pays(expert, evicted)):

@@ -201,6 +201,8 @@ class Ledger:
                         raise ExpertReadError("the store of experts is closed")
                     since = since or time.perf_counter()
                     if not self._changed.wait(max(0.0, since + HANG_S - time.perf_counter())):
+                        if any(read.is_settled for read in task.waiting.values()):
+                            continue  # at the last moment
                         self._stuck |= task.waiting.keys()
                         raise self._late(task.waiting)
             finally:

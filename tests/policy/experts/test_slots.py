@@ -326,9 +326,16 @@ def test_what_is_computed_elsewhere_is_neither_read_nor_waited_for() -> None:
 def test_how_many_more_a_layer_can_have(scope: str, rooms: tuple[int, int]) -> None:
     slots = table(4, scope=scope)
     use(slots, 0)
-    assert (slots.room(0), slots.room(1)) == rooms
+    assert (slots.room(Routed(0, {1: 1})), slots.room(Routed(1, {6: 1}))) == rooms
     use(slots, 1, 2, 3)
-    assert slots.room(0) == 0
+    assert slots.room(Routed(0, {4: 1})) == 0
+
+
+def test_a_long_prompt_has_room_in_its_layers_share() -> None:
+    slots = table(8, "mrs", bypass=True)
+    prompt = Routed(0, dict.fromkeys(range(5), 1), is_prefill=True)
+    assert (slots.room(prompt), slots.room(prompt._replace(is_prefill=False))) == (4, 8)
+    assert len(slots.use(prompt).loads) == 4
 
 
 def test_a_cache_that_has_heard_of_a_step_is_not_told_again() -> None:

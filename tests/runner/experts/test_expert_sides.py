@@ -23,7 +23,7 @@ from braid.policy.experts.policy import Routed as Told
 from braid.policy.experts.sides import PlannedSides, Sides
 from braid.policy.experts.slots import SlotTable
 from braid.policy.experts.times import LearntTimes
-from braid.runner.experts import arena, reader
+from braid.runner.experts import arena, ledger, reader
 from braid.runner.experts.arena import DeviceArena, HostArena
 from braid.runner.experts.host import HostTier
 from braid.runner.experts.reader import ExpertReadError
@@ -309,6 +309,37 @@ def test_who_waits_for_the_disk_below_is_told_of_the_end(
     opened.set()
     closing.join(WAIT_S)
     assert not closing.is_alive()
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+@pytest.mark.parametrize("host_slots", [0, 6])
+def test_a_disk_that_hangs_fails_those_who_need_it_in_the_end(
+    bare: Bare, is_slow: bool, host_slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = threading.Event()
+    faults = Faults(
+        [Fault(point="experts.read", kind=FaultKind.DELAY)],
+        sleep=lambda seconds: hanging.wait(WAIT_S) and None,
+    )
+    store = two_tiers(bare, 4, host_slots, given(lambda told: told.loads if is_slow else []), faults=faults)
+    assert store.host is not None
+    x_TD, routed = route(1, 5)
+    three, four, five = (torch.tensor([[expert, expert]]) for expert in (3, 4, 5))
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "HANG_S", 0.05)
+        with pytest.raises(ExpertReadError, match=r"record 3 .* could not be read within 0\.05 s"):
+            store.compute(0, x_TD, routed._replace(ids_Tk=three), act="silu")
+    for ids_Tk in (four, five):
+        others = routed._replace(ids_Tk=ids_Tk)
+        assert torch.equal(store.compute(0, x_TD, others, act="silu"), bare.expected(0, x_TD, others))
+    hanging.set()
+    for tier in (store.host.store, store):
+        while tier._ledger.snapshot(lambda tier=tier: bool(tier._ledger._stuck or tier._ledger._reads)):
+            threading.Event().wait(0.001)
+    again = routed._replace(ids_Tk=three)
+    assert torch.equal(store.compute(0, x_TD, again, act="silu"), bare.expected(0, x_TD, again))
+    store.check_integrity(records=True)
+    store.close()
 
 
 class FakeCuda:
