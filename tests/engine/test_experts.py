@@ -295,6 +295,7 @@ def test_what_cannot_be_is_named(tiny_moe: Path, options: dict[str, Any], words:
         {"expert_cache": "lru"},
         {"expert_scope": "layer"},
         {"expert_prefetch": "on"},
+        {"expert_dispatch": "fetch"},
     ],
 )
 def test_a_model_without_experts_refuses_their_options(tiny_llama: Path, options: dict[str, Any]) -> None:

@@ -68,6 +68,15 @@ class SlotNeed(NamedTuple):
     stall_s: float
 
 
+class _Slow(NamedTuple):
+    """What the tier below computed of a layer."""
+
+    layer: int
+    seconds: float
+    experts: int
+    rows: int
+
+
 class _Here(threading.local):
     """What one thread computes with."""
 
@@ -264,22 +273,23 @@ class ExpertStore:
             put_rows(rows, pairs_PD)
             slow_s, num_rows = slow_s + rows.seconds, num_rows + len(rows.places_N)
         self._fill(task, x_TD, ids_Tk, pairs_PD, act, group, seconds)
-        self._learn(slow_s, len(slow), num_rows)
+        self._learn(_Slow(task.layer, slow_s, len(slow), num_rows))
 
-    def _learn(self, slow_s: float = 0.0, experts: int = 0, rows: int = 0) -> None:
+    def _learn(self, slow: _Slow | None = None) -> None:
         """What either side took."""
         sides, watch = self._sides, self._watch
         assert sides is not None
         assert watch is not None
         done = watch.take()
-        if not (done or experts):
+        if not done and slow is None:
             return
 
         def tell() -> None:
             for one in done:
                 sides.measured_fast(one.seconds, one.experts, one.rows)
-            if experts:
-                sides.measured_slow(slow_s, experts, rows)
+            if slow is not None:
+                sides.measured_slow(slow.seconds, slow.experts, slow.rows)
+                self._ledger.tally.layers[slow.layer].compute += slow.seconds
 
         self._ledger.snapshot(tell)
 

@@ -220,6 +220,16 @@ def test_what_is_measured_is_what_was_done(bare: Bare) -> None:
     store.close()
 
 
+def test_what_the_cpu_computes_is_time_in_which_steps_compute(bare: Bare) -> None:
+    store = two_tiers(bare, 4, 24, given(lambda told: told.loads))
+    run(store, bare, 2)
+    sides, stats = store._sides, store.stats()
+    assert isinstance(sides, Given)
+    assert stats.compute_s == pytest.approx(sum(seconds for seconds, _, _ in sides.slows))
+    assert (stats.computed["device"], stats.resident) == (0, 0)
+    store.close()
+
+
 @pytest.mark.parametrize("case", FAMILIES)
 def test_bits_of_whole_models(case: str, family: Callable[[str], Family], harness: ModuleType) -> None:
     made = family(case)
