@@ -81,7 +81,7 @@ SPLIT = ("static:50/50", "static:100/100", "split")
 def with_policy(model: Path, policy: Phases, **options: Any) -> LLM:
     """An engine that asks ``policy``, on two cores."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("braid.engine.build.phases_policy", lambda *_: policy)
+        patch.setattr("braid.engine.build.phases_policy", lambda *_, **__: policy)
         return small_llm(model, **({"threads": NUM_UNITS} | options))
 
 
