@@ -66,6 +66,10 @@ WIRE_FAULTS = (
 """Outputs that cannot be sent together are sent one by one."""
 
 
+ORDERS = 3
+"""Requests arrive in changing orders, and in a rare one some kind of step does not come."""
+
+
 def name_of(case: object) -> str | None:
     if isinstance(case, Fault):
         return f"{case.point}-{case.phase or 'any'}-{case.first}x{case.count}"
@@ -93,8 +97,14 @@ def check(answers: dict[str, Answer], undisturbed: dict[str, Answer], num_failin
 async def test_the_others_notice_nothing(
     rig: Rig, undisturbed: dict[str, Answer], fault: Fault, num_failing: int
 ) -> None:
-    check(await run_together(rig, fault), undisturbed, num_failing)
-    await rig.settle()
+    for _ in range(ORDERS):
+        answers = await run_together(rig, fault, all_strike=False)
+        await rig.settle()
+        if not rig.faults.unstruck:
+            break
+        check(answers, undisturbed, 0)
+    assert rig.faults.unstruck == (), "the fault did not happen"
+    check(answers, undisturbed, num_failing)
 
 
 async def test_nothing_is_left_behind(rig: Rig, undisturbed: dict[str, Answer]) -> None:
