@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
 from collections.abc import Iterable
 
-_MAP_NORESERVE = 0x4000
+_IS_LINUX = sys.platform == "linux"
+_MAP_NORESERVE = 0x4000 if _IS_LINUX else 0
 """Addresses alone cost nothing, so systems need not set memory aside for what may never be used."""
-_MADV_POPULATE_WRITE = 23
-"""Of Linux 5.14; Python has no name for it."""
+_MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 14, 23
+"""Of Linux, the second of 5.14; Python has no name for it."""
 
 
 def addresses(num_bytes: int) -> mmap.mmap:
@@ -29,7 +31,9 @@ def favour(memory: mmap.mmap, begin: int, end: int, *, now: bool = False) -> Non
 
     Systems may not know it, or have none.
     """
-    for wish in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_WRITE) if now else (mmap.MADV_HUGEPAGE,):
+    if not _IS_LINUX:
+        return
+    for wish in (_MADV_HUGEPAGE, _MADV_POPULATE_WRITE) if now else (_MADV_HUGEPAGE,):
         with contextlib.suppress(OSError):
             memory.madvise(wish, begin, end - begin)
 
