@@ -158,6 +158,11 @@ class Executor(Protocol):
         """Start a step; returns at once. At most one step per lane is in flight."""
         ...
 
+    def reshare(self, lane: str, units: int) -> None:
+        """Give the step in flight in ``lane`` so many units from now on. Asked only of executors whose scheduler was
+        told that it ``can_reshare``."""
+        ...
+
     def wait(self, until: float | None) -> list[StepResult]:
         """Block until a step ends, ``wake`` is called or ``until`` is reached; the only blocking call of the loop."""
         ...

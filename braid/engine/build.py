@@ -114,7 +114,12 @@ def _build(
     # What is unknown, or does not work here, is an error before anything is loaded.
     is_split = make_policies(config, has_lower=False, device=device).phases.is_split
     partition = pick_partition(config, device, needs_lanes=is_split)
-    limits = replace(limits, num_units=partition.num_units, num_layers=spec.num_layers)
+    limits = replace(
+        limits,
+        num_units=partition.num_units,
+        can_reshare=partition.can_reshare,
+        num_layers=spec.num_layers,
+    )
     model = build_model(checkpoint.config, dtype=dtype, device=device)
     experts = hold_experts(
         config, wanted, plan.num_expert_slots, checkpoint, model, progress=progress, faults=faults
@@ -139,7 +144,11 @@ def _build(
     runner = Runner(
         model, kv, device=device, faults=faults, tiers=lower.lane, is_split=is_split, partition=partition
     )
-    limits = replace(limits, **{f"num_{name}_blocks": count for name, count in lower.sizes.items()})
+    limits = replace(
+        limits,
+        num_host_blocks=lower.sizes.get("host", 0),
+        num_disk_blocks=lower.sizes.get("disk", 0),
+    )
     log = open_agent_log(config, limits, policies)
     scheduler = Scheduler(
         limits, policies, faults=faults, observer=log, kept=lower.kept, decided=DivisionLog(log)

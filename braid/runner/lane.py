@@ -64,13 +64,29 @@ class LaneThread:
         self._name, self._execute, self._bury, self._tell, self._seat = name, execute, bury, tell, seat
         self._items: queue.SimpleQueue[StepPlan | _Errand | None] = queue.SimpleQueue()
         self._plan: StepPlan | None = None
+        self._latest = -1
+        """The number of the step that was submitted last."""
+        self._reshared = self._taken_over = (-1, 0)
+        """A step, and the units that it is to go on with; and the same as far as it has done so."""
         self._begun: threading.Thread | None = None
         self._deaths = 0
         self.num_restarts = 0
         self._thread = self._start()
 
     def submit(self, plan: StepPlan) -> None:
+        self._latest = plan.step_id
         self._items.put(plan)
+
+    def reshare(self, units: int) -> None:
+        """Have the step that was submitted last go on with so many units, from its next ``breathe`` on."""
+        self._reshared = self._latest, units
+
+    def breathe(self) -> None:
+        """On the lane's thread, now and then within a step: take over new units."""
+        reshared = self._reshared
+        if reshared is not self._taken_over and self._plan is not None and self._plan.step_id == reshared[0]:
+            self._seat.resize(reshared[1])
+            self._taken_over = reshared
 
     def call(self, call: Callable[[], Value]) -> Future[Value]:
         """Run ``call`` on the lane's thread after what was submitted before."""

@@ -40,6 +40,10 @@ class Seat(Protocol):
         """
         ...
 
+    def resize(self, units: int) -> None:
+        """Within a step, on the lane's thread: go on with so many units. Only where ``Partition.can_reshare``."""
+        ...
+
 
 class Partition(Protocol):
     """Who computes where."""
@@ -57,6 +61,11 @@ class Partition(Protocol):
         """Whether several lanes can compute at the same time."""
         ...
 
+    @property
+    def can_reshare(self) -> bool:
+        """Whether ``Seat.resize`` works."""
+        ...
+
     def seat(self, lane: str) -> Seat: ...
 
     def granted(self, errands: Errands) -> list[str]:
@@ -72,7 +81,14 @@ class UnavailableError(Exception):
     """A backend cannot work here; the text says why, and what would help."""
 
 
-class HereSeat:
+class FixedSeat:
+    """Gives a step the same units from its beginning to its end."""
+
+    def resize(self, units: int) -> None:
+        raise NotImplementedError("units change between two steps here")
+
+
+class HereSeat(FixedSeat):
     """Whatever the thread would compute on anyway."""
 
     def begin(self) -> None:
@@ -97,9 +113,12 @@ class TeamSeat:
         torch.get_num_threads()
 
     def step(self, units: int) -> AbstractContextManager[object]:
-        # Of this thread alone, and of native kernels too; it takes less than a microsecond.
-        torch.set_num_threads(units or self._everything)
+        self.resize(units or self._everything)
         return NOTHING
+
+    def resize(self, units: int) -> None:
+        # Of this thread alone, and of native kernels too; it takes less than a microsecond.
+        torch.set_num_threads(units)
 
 
 class SerialPartition:
@@ -110,7 +129,7 @@ class SerialPartition:
     """
 
     name = "serial"
-    has_lanes = False
+    has_lanes = can_reshare = False
 
     def __init__(self, device: torch.device, threads: int, why: str = "") -> None:
         self.num_units = threads if device.type == "cpu" else 1

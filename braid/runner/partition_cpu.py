@@ -12,13 +12,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from braid.runner.partition import NOTHING, Errands, Seat, TeamSeat, UnavailableError
+from braid.runner.partition import Errands, Seat, TeamSeat, UnavailableError
 from braid.sched.config import PREFILL
 
 logger = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class CpuPartition:
         UnavailableError: the model is elsewhere, there are not two cores, or threads cannot be pinned here.
     """
 
-    has_lanes = True
+    has_lanes = can_reshare = True
 
     def __init__(self, device: torch.device, threads: int, cores: int, *, is_pinned: bool = False) -> None:
         if device.type != "cpu":
@@ -136,13 +135,11 @@ class PinnedSeat(TeamSeat):
         super().begin()
         self._units = None
 
-    def step(self, units: int) -> AbstractContextManager[object]:
-        units = units or self._everything
-        super().step(units)
+    def resize(self, units: int) -> None:
+        super().resize(units)
         if units != self._units:
             self._pin(units, self._is_first)
             self._units = units
-        return NOTHING
 
 
 def _pinner(threads: int) -> Pin:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from braid.runner.partition import Errands, Seat, UnavailableError
+from braid.runner.partition import Errands, FixedSeat, Seat, UnavailableError
 from braid.sched.config import DECODE, MIXED, PREFILL
 
 _CUDA: Any = torch.cuda
@@ -32,7 +32,7 @@ WANTED_GROUPS = 8
 MIN_GROUPS, MAX_GROUPS = 2, 16
 
 
-class StreamSeat:
+class StreamSeat(FixedSeat):
     """A thread that launches on streams of its own, one for each size.
 
     Args:
@@ -107,6 +107,7 @@ class GreenPartition:
 
     name = "green"
     has_lanes = True
+    can_reshare = False
 
     def __init__(self, device: torch.device, source: SmSource, cuda: Any = _CUDA) -> None:
         self._device, self._cuda = device, cuda
@@ -168,6 +169,7 @@ class PriorityPartition:
 
     name = "priority"
     has_lanes = True
+    can_reshare = False
     num_units = 2
 
     def __init__(self, device: torch.device, cuda: Any = _CUDA) -> None:

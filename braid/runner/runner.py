@@ -73,10 +73,11 @@ class LaneState(NamedTuple):
 
 
 class _Here(threading.local):
-    """Whose step this thread is at."""
+    """Whose step this thread is at; ``lane`` is None before its first."""
 
     def __init__(self) -> None:
         self.times = RunnerTimes()
+        self.lane: LaneThread | None = None
 
 
 class _Carry(NamedTuple):
@@ -144,7 +145,8 @@ class Runner:
         self.times: Mapping[str, RunnerTimes] = {lane: RunnerTimes() for lane in COMPUTING}
         """By lane: two threads never write the same numbers."""
         self._here = _Here()
-        self._in_flight: dict[str, StepPlan] = {}
+        self._units: dict[str, int] = {}
+        """Of the steps in flight, by lane."""
         self.masks = masks or Masks(device, faults=faults)
         self._model = model
         self._kv = kv
@@ -184,8 +186,13 @@ class Runner:
             assert self._tiers is not None, "there is no tier below the device"
             self._tiers.submit(plan)
         else:
-            self._in_flight[plan.lane] = plan
+            self._units[plan.lane] = plan.units
             self._threads[plan.lane].submit(plan)
+
+    def reshare(self, lane: str, units: int) -> None:
+        """Takes effect with the next layer of the step; recorded decodes end first."""
+        self._threads[lane].reshare(units)
+        self._units[lane] = units
 
     def wait(self, until: float | None) -> list[StepResult]:
         if self._tiers is not None:
@@ -199,7 +206,7 @@ class Runner:
             raise RuntimeError(f"a lane's thread has ended: {result!r}") from result
         if result is None:
             return []
-        self._in_flight.pop(result.lane, None)
+        self._units.pop(result.lane, None)
         return [result]
 
     def wake(self) -> None:
@@ -217,9 +224,9 @@ class Runner:
         """On the loop's thread: the lanes that compute. One thread may serve two of them."""
         states: dict[str, LaneState] = {}
         for lane, thread in self._threads.items():
-            times, plan = self.times[lane], self._in_flight.get(lane)
+            times, units = self.times[lane], self._units.get(lane, 0)
             restarts = 0 if lane == MIXED and len(self._threads) > 1 else thread.num_restarts
-            states[lane] = LaneState(0 if plan is None else plan.units, times.steps, times.busy, restarts)
+            states[lane] = LaneState(units, times.steps, times.busy, restarts)
         return states
 
     def _bury(self, plan: StepPlan, error: BaseException) -> StepResult:
@@ -243,6 +250,7 @@ class Runner:
         """Run one plan on the calling thread. Never raises: what fails is named in ``errors``."""
         start = self.now()
         times = self._here.times = self.times[plan.lane]
+        self._here.lane = self._threads.get(plan.lane)
         try:
             outcome = self._run(plan.works, _Outcome(), may_replay=plan.lane != PREFILL)
         except Exception as error:
@@ -267,6 +275,8 @@ class Runner:
 
     def _count_layer(self, block: nn.Module, inputs: object, output: object) -> None:
         self._here.times.layers += 1
+        if self._here.lane is not None:
+            self._here.lane.breathe()
 
     def _isolate(self, works: Sequence[Work], error: Exception, *, may_replay: bool) -> _Outcome:
         """After a failed step, run each work alone: only the guilty request fails, and each takes less memory.

@@ -37,6 +37,7 @@ class SchedulerConfig:
         watermark: fraction of the blocks that an admission must leave free. In [0, 1).
         max_waiting: requests that may queue before new ones are refused.
         num_units: cores, or groups of SMs, that lanes share.
+        can_reshare: whether a step in flight can be given more or fewer of them.
         num_layers: of the model, which steps may compute a few at a time.
         num_host_blocks, num_disk_blocks: slots of the tiers below the device, 0 for none. With any, the executor must
         have the lane ``tier``.
@@ -54,6 +55,7 @@ class SchedulerConfig:
     watermark: float = 0.01
     max_waiting: int = 10_000
     num_units: int = 1
+    can_reshare: bool = False
     num_layers: int = 1
     num_host_blocks: int = 0
     num_disk_blocks: int = 0

@@ -6,47 +6,52 @@ Pure bookkeeping over the decisions of ``braid.policy.phases``; which requests a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
 
 from braid.core.step import Layers, StepPlan, StepResult
 from braid.policy.agents.costs import attended_pairs
 from braid.policy.phases.policy import Decided, Demand, Division, Phases, StepSeen
-from braid.sched.config import COMPUTING, DECODE, MIXED, PREFILL
+from braid.sched.config import DECODE, MIXED, PREFILL, SchedulerConfig
 from braid.sched.entry import Entry
 from braid.sched.queue import WaitingQueue
 
 
-class Flight(NamedTuple):
-    """A step that was planned and has not come back."""
+@dataclass(slots=True)
+class Flight:
+    """A step that was planned and has not come back.
+
+    Args:
+        units: that it computes on now.
+        is_shared: whether another lane has computed meanwhile.
+        is_reshared: whether its units have changed since it began.
+    """
 
     plan: StepPlan
     entries: list[Entry]
+    units: int
+    is_shared: bool = False
+    is_reshared: bool = False
 
 
 class Lanes:
     """The lanes that compute.
 
     Args:
-        num_units: of the machine: cores, or groups of SMs.
-        max_num_batched_tokens: of a step.
         decided: hears of every change.
     """
 
     def __init__(
         self,
         phases: Phases,
-        num_units: int,
-        max_num_batched_tokens: int,
+        config: SchedulerConfig,
         decided: Callable[[Decided], None] | None = None,
     ) -> None:
-        self.phases, self._num_units, self._decided = phases, num_units, decided
-        self._budget = max_num_batched_tokens
+        self.phases, self._decided = phases, decided
+        self._config, self._num_units = config, config.num_units
         self._told: tuple[bool, int, int] | None = None
         """The shape that ``decided`` has heard of last."""
         self.flights: dict[str, Flight] = {}
-        self._shared: set[str] = set()
-        """Lanes in flight beside which another one computed."""
         self._asked: tuple[Demand, Division] | None = None
         self.division: Division | None = None
         """The latest."""
@@ -58,7 +63,7 @@ class Lanes:
     def divide(self, running: Sequence[Entry], waiting: WaitingQueue, now: float) -> tuple[Demand, Division]:
         """One division for all lanes that are planned together: else each could leave the work to another."""
         if self._asked is None:
-            demand = demand_of(running, waiting, self._num_units, self._budget, now)
+            demand = demand_of(running, waiting, self._config, now)
             self.division = self.phases.divide(demand)
             self._asked = demand, self.division
             self._tell(demand, self.division)
@@ -72,39 +77,63 @@ class Lanes:
 
     def units(self, lane: str, division: Division, demand: Demand) -> int:
         """How much of the machine a free lane may have now; 0 if it is to wait."""
-        in_use = {name: self.flights[name].plan.units for name in COMPUTING if name in self.flights}
+        in_use = {name: flight.units for name, flight in self.flights.items()}
         everything = self._num_units
         if lane == MIXED:
             return everything if division.is_mixed and not in_use else 0
         if MIXED in in_use:
             return 0
         if lane == PREFILL:
-            if division.is_mixed or in_use.get(DECODE, 0) > division.decode_units:
+            if division.is_mixed or self._is_more(in_use.get(DECODE, 0), division.decode_units):
                 return 0
             return division.prefill_units if demand.num_decodes else everything
         if PREFILL not in in_use:
             # With one step for both, decodes go alone only while a last step of prompts is awaited.
             return 0 if division.is_mixed else everything
-        return division.decode_units if in_use[PREFILL] <= division.prefill_units else 0
+        return 0 if self._is_more(in_use[PREFILL], division.prefill_units) else division.decode_units
+
+    def _is_more(self, units: int, wanted: int) -> bool:
+        """Whether a lane in flight has more than it should and cannot give it up before its step ends."""
+        return units > wanted and not self._config.can_reshare
 
     def launch(self, plan: StepPlan, entries: list[Entry]) -> None:
-        if self.flights:
-            self._shared.update(self.flights, (plan.lane,))
-        self.flights[plan.lane] = Flight(plan, entries)
+        for other in self.flights.values():
+            other.is_shared = True
+        self.flights[plan.lane] = Flight(plan, entries, plan.units, bool(self.flights))
 
-    def land(self, result: StepResult) -> tuple[Flight, bool]:
-        """The step that has come back, and whether another lane computed meanwhile."""
+    def land(self, result: StepResult) -> Flight:
+        """The step that has come back."""
         self._asked = None
         flight = self.flights.pop(result.lane)
-        is_shared = result.lane in self._shared
-        self._shared.discard(result.lane)
         assert flight.plan.step_id == result.step_id, f"step {result.step_id} is not the one in flight"
-        return flight, is_shared
+        return flight
+
+    def reshare(self) -> list[tuple[str, int]]:
+        """Lanes in flight that should have another number of units from now on: that of the latest division, and
+        everything for a phase that is alone."""
+        if not self._config.can_reshare or self._asked is None:
+            return []
+        demand, division = self._asked
+        both = PREFILL in self.flights and DECODE in self.flights
+        found: list[tuple[str, int]] = []
+        for lane, others, units in (
+            (PREFILL, demand.num_decodes, division.prefill_units),
+            (DECODE, demand.num_prefill, division.decode_units),
+        ):
+            flight = self.flights.get(lane)
+            if flight is None:
+                continue
+            if division.is_mixed:  # the last steps of lanes that were given up stay as they are
+                units = flight.units
+            if not both and not others:
+                units = self._num_units
+            if units != flight.units:
+                flight.units, flight.is_reshared = units, True
+                found.append((lane, units))
+        return found
 
 
-def demand_of(
-    running: Sequence[Entry], waiting: WaitingQueue, num_units: int, budget: int, now: float
-) -> Demand:
+def demand_of(running: Sequence[Entry], waiting: WaitingQueue, config: SchedulerConfig, now: float) -> Demand:
     """What there is to compute; see there."""
     num_decodes = num_context = num_prefill = 0
     oldest = now
@@ -127,7 +156,7 @@ def demand_of(
         first = waiting.heads()[0]
     return Demand(
         now,
-        num_units,
+        config.num_units,
         num_decodes,
         num_context,
         num_prefill,
@@ -136,7 +165,8 @@ def demand_of(
         now - oldest,
         tbt_s,
         ttft_s,
-        budget,
+        config.max_num_batched_tokens,
+        config.can_reshare,
     )
 
 
@@ -149,9 +179,10 @@ def next_layers(grants: Sequence[tuple[Entry, int]], wanted: int, num: int) -> L
     return None if end - first == num else Layers(first, end, num)
 
 
-def step_seen(plan: StepPlan, seconds: float, *, is_shared: bool) -> StepSeen:
+def step_seen(flight: Flight, seconds: float) -> StepSeen:
     """A step that is over, as policies see it. Of chunks whose layers are computed over several steps, these steps
     together have had the tokens."""
+    plan = flight.plan
     num_tokens = num_chunks = 0
     num_pairs = 0.0
     for work in plan.works:
@@ -169,5 +200,6 @@ def step_seen(plan: StepPlan, seconds: float, *, is_shared: bool) -> StepSeen:
         len(plan.works) - num_chunks,
         sum(work.start for work in plan.works if work.is_decode),
         seconds,
-        is_shared,
+        flight.is_shared,
+        flight.is_reshared,
     )

@@ -165,6 +165,8 @@ class Loop:
                 self._unchecked_steps += 1
                 self._in_flight.add(lane)
                 self._executor.submit(plan)
+        for lane, units in self._scheduler.reshare():
+            self._executor.reshare(lane, units)
 
     def _rest(self, until: float | None) -> None:
         """Nothing runs: all is done, or a time is waited for, or this is a stall (unless a command came)."""

@@ -42,7 +42,7 @@ from braid.sched.block_pool import BlockPool
 from braid.sched.config import COMPUTING, DECODE, MIXED, PREFILL, TIER, Policies, SchedulerConfig
 from braid.sched.entry import Begun, Entry, ending
 from braid.sched.inventory import Inventory
-from braid.sched.lanes import Lanes, next_layers, step_seen
+from braid.sched.lanes import Flight, Lanes, next_layers, step_seen
 from braid.sched.observer import Observer, TurnStart, TurnStop
 from braid.sched.prefix_cache import extend_keys, match_prefix, root_key
 from braid.sched.programs import ProgramTable
@@ -164,7 +164,7 @@ class Scheduler:
         self._retention = Retention(self._pool, agents.retention, programs, ranks, self._transfers)
         self._entries: dict[str, Entry] = {}
         self._running: list[Entry] = []
-        self._lanes = Lanes(policies.phases, config.num_units, config.max_num_batched_tokens, decided)
+        self._lanes = Lanes(policies.phases, config, decided)
         self._has_preempted = False
         """Whether the latest decodes have taken blocks from somebody."""
         self._now = float("-inf")
@@ -326,6 +326,10 @@ class Scheduler:
             self._prefill(prefills, min(budget, division.max_prefill), grants, now)
         return self._launch(lane, grants, preempted, units, division.num_layers) if grants else None
 
+    def reshare(self) -> list[tuple[str, int]]:
+        """After planning: the lanes in flight that are to compute on another number of units from now on."""
+        return self._lanes.reshare()
+
     def failures(self) -> list[Delta]:
         """The ends of requests that failed while the last step was planned; each is told once."""
         failures, self._failures = self._failures, []
@@ -338,7 +342,7 @@ class Scheduler:
             self._transfers.update(result)
             self._measure_tiers(self._transfers)
             return []
-        flight, is_shared = self._lanes.land(result)
+        flight = self._lanes.land(result)
         deltas: list[Delta] = []
         for entry, work in zip(flight.entries, flight.plan.works, strict=True):
             entry.lane = None
@@ -368,7 +372,7 @@ class Scheduler:
                 deltas.append(self._accept(entry, result.tokens[work.request_id], now))
             elif entry.num_remaining == 0:
                 deltas.append(self._conclude(entry, now))
-        self._observe_cost(flight.plan, result, is_shared)
+        self._observe_cost(flight, result)
         self._pool.settle(result.lane)
         self._retention.settle(result.lane)
         return deltas
@@ -829,11 +833,11 @@ class Scheduler:
             num_tokens = entry.request.num_tokens
             self._observer.stopped(TurnStop(now, entry.number, entry.program.id, num_tokens, keys, reason))
 
-    def _observe_cost(self, plan: StepPlan, result: StepResult, is_shared: bool) -> None:
+    def _observe_cost(self, flight: Flight, result: StepResult) -> None:
         """How long a step took, for those who reckon with it."""
-        if result.errors or not plan.works:
+        if result.errors or not flight.plan.works:
             return
-        seen = step_seen(plan, result.duration, is_shared=is_shared)
+        seen = step_seen(flight, result.duration)
         costs = self._policies.costs
         if costs is not None:
             costs.observe_step(seen.num_prefill, seen.num_pairs, seen.num_decodes, seen.seconds)

@@ -157,6 +157,10 @@ class SimExecutor:
         self._computing[plan.lane] = step
         self._pace()
 
+    def reshare(self, lane: str, units: int) -> None:
+        self._computing[lane].units = units
+        self._pace()
+
     def _pace(self) -> None:
         """Who computes has changed, so how fast they do may have, too."""
         units = {lane: step.units for lane, step in self._computing.items()}

@@ -50,6 +50,11 @@ class Platform:
     curves: Curves = CORES
     prefill_part: float = 0.5
 
+    @property
+    def can_reshare(self) -> bool:
+        """A step on cores takes over others while it runs; one on groups of SMs keeps them to its end."""
+        return self.curves is CORES
+
     def tiers(self, block_size: int, disk: float) -> TierTime:
         """How fast the tiers below are, for blocks of ``block_size`` tokens and a disk of ``disk`` bytes per second.
 

@@ -76,6 +76,7 @@ class _Recorder:
         self.lanes = executor.lanes
         self.plans: list[PlanRecord] = []
         self.now = executor.now
+        self.reshare = executor.reshare
         self.wake = executor.wake
 
     def submit(self, plan: StepPlan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import random
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from braid import LLM, SamplingParams
 from braid.core.config import EngineConfig
@@ -240,6 +242,40 @@ def test_lanes_compute_at_the_same_time(tiny_llama: Path, monkeypatch: pytest.Mo
         assert len(llm.generate([[9] * 30], SamplingParams(max_tokens=2))[0].token_ids) == 2
         assert num_prefills == []
         llm._core.abort("running")
+        assert_nothing_left(llm)
+
+
+def test_a_step_of_prompts_takes_the_cores_that_decodes_leave(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its forward pass is held up until nobody decodes any more."""
+    faults = Faults([Fault(point="forward", phase=PREFILL, first=2)], sleep=lambda seconds: None)
+    with faulty(tiny_llama, faults, Static(50, 50), monkeypatch) as llm:
+        runner, threads, told = llm._core.runner, list[int](), threading.Event()
+
+        def hold_up(point: str, phase: str = "") -> None:
+            if point == "forward" and phase == PREFILL and not threads:
+                threads.append(torch.get_num_threads())
+                assert told.wait(60)
+
+        def layer(block: Any, inputs: Any, output: Any) -> None:
+            if len(threads) == 1 and told.is_set():  # the other lane has nothing left to do
+                threads.append(torch.get_num_threads())
+
+        def reshare(lane: str, units: int) -> None:
+            pass_on(lane, units)
+            if (lane, units) == (PREFILL, NUM_UNITS):
+                told.set()
+
+        pass_on, runner.reshare = runner.reshare, reshare  # type: ignore[method-assign]
+        deltas: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+        llm._core.submit(GenerateRequest("running", (1, 2, 3), params), deltas.put, deltas.put)
+        deltas.get(timeout=60)
+        runner._model.blocks[0].register_forward_hook(layer)
+        faults.visit = hold_up  # type: ignore[method-assign]
+        assert len(llm.generate([[9] * 30], SamplingParams(max_tokens=2))[0].token_ids) == 2
+        assert threads == [1, NUM_UNITS]
         assert_nothing_left(llm)
 
 

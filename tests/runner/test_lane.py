@@ -66,13 +66,15 @@ class Lane:
         self._work: queue.SimpleQueue[Callable[[], list[float]]] = queue.SimpleQueue()
         self._found: queue.SimpleQueue[list[float]] = queue.SimpleQueue()
         self._begun = threading.Event()
+        self._number = 0
         self.told: queue.SimpleQueue[StepResult | BaseException] = queue.SimpleQueue()
         self.thread = LaneThread(name, self._execute, _bury, self.told.put, TeamSeat(2))
 
     def begin(self, units: int) -> None:
         """A step of so many units; returns when it has begun."""
         self._begun.clear()
-        self.thread.submit(StepPlan(0, "decode", (), units=units))
+        self._number += 1
+        self.thread.submit(StepPlan(self._number, "decode", (), units=units))
         assert self._begun.wait(WAIT_S)
 
     def finish(self, work: Callable[[], None]) -> list[float]:
@@ -124,6 +126,26 @@ def test_resizing_one_lane_does_not_change_the_other(
             second.begin(yours)
             assert_team(first.finish(work), mine, work)
             assert_team(second.finish(work), yours, work)
+
+
+def test_a_step_goes_on_with_the_units_that_it_is_given_meanwhile(
+    lanes: tuple[Lane, Lane], work: Callable[[], None]
+) -> None:
+    lane, _ = lanes
+
+    def breathe_and_work() -> None:
+        lane.thread.breathe()
+        work()
+
+    for before, after in ((1, 2), (2, 1)):
+        lane.begin(before)
+        lane.thread.reshare(after)
+        assert_team(lane.finish(work), before, work)
+        lane.begin(before)
+        lane.thread.reshare(after)
+        assert_team(lane.finish(breathe_and_work), after, work)
+        lane.begin(before)
+        assert_team(lane.finish(breathe_and_work), before, work)
 
 
 def test_a_lane_does_not_follow_the_process(lanes: tuple[Lane, Lane], work: Callable[[], None]) -> None:

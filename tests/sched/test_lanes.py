@@ -114,6 +114,55 @@ def test_both_phases_have_their_parts_from_the_next_boundary_on(make_crank: Any)
     assert [step.is_shared for step in told.steps[-2:]] == [True, True]
 
 
+def test_units_move_within_a_step_where_they_can(make_crank: Any) -> None:
+    told = Told(SPLIT)
+    lanes = Lanes(make_crank, told, can_reshare=True)
+    reshare = lanes.scheduler.reshare
+    lanes.crank.add("a", 3, max_tokens=3)
+    lanes.plan()
+    lanes.finish(PREFILL)
+    assert units(lanes.plan()) == {DECODE: 4}
+    lanes.crank.add("b", 9)
+    assert units(lanes.plan()) == {PREFILL: 1}, "it need not wait for those who have everything"
+    assert reshare() == [(DECODE, 3)]
+    assert reshare() == [], "told once"
+    lanes.finish(DECODE)
+    told.division = SPLIT._replace(prefill_units=2, decode_units=2)
+    assert units(lanes.plan()) == {DECODE: 2}
+    assert reshare() == [(PREFILL, 2)]
+    lanes.finish(DECODE)
+    assert lanes.plan() == {}
+    assert reshare() == [(PREFILL, 4)], "nobody decodes any more"
+    lanes.finish(PREFILL)
+    assert [step.is_reshared for step in told.steps] == [False, True, False, True]
+
+
+def test_lanes_that_were_given_up_end_on_what_they_have(make_crank: Any) -> None:
+    told = Told(SPLIT)
+    lanes = Lanes(make_crank, told, can_reshare=True)
+    lanes.crank.add("a", 3, max_tokens=8)
+    lanes.plan()
+    lanes.finish(PREFILL)
+    lanes.crank.add("b", 9)
+    assert units(lanes.plan()) == {PREFILL: 1, DECODE: 3}
+    told.division = MIX
+    lanes.finish(DECODE)
+    lanes.plan()
+    assert lanes.scheduler.reshare() == []
+
+
+def test_units_stay_within_a_step_where_they_cannot_move(make_crank: Any) -> None:
+    lanes = Lanes(make_crank, Told(SPLIT))
+    lanes.crank.add("a", 3, max_tokens=2)
+    lanes.plan()
+    lanes.finish(PREFILL)
+    lanes.crank.add("b", 9)
+    assert units(lanes.plan()) == {PREFILL: 1, DECODE: 3}
+    lanes.finish(DECODE)
+    lanes.plan()
+    assert lanes.scheduler.reshare() == []
+
+
 def test_lanes_that_share_overlap(make_crank: Any) -> None:
     lanes = Lanes(make_crank, Static(100, 100))
     lanes.crank.add("a", 3, max_tokens=8)

@@ -62,6 +62,15 @@ def test_company_that_comes_in_the_middle_slows_only_the_rest() -> None:
     assert both["decode"][0] == pytest.approx(both["prefill"][0] + (1 - done), rel=0.01)
 
 
+def test_units_that_a_step_is_given_later_speed_up_only_the_rest() -> None:
+    executor = SimExecutor(FixedTime(1.0), lanes=LANES)
+    executor.submit(plan("prefill", 1))
+    assert executor.wait(PREFILL / 2) == []
+    executor.reshare("prefill", 2)
+    ((_, now, seconds),) = ends(executor)
+    assert now == seconds == pytest.approx(PREFILL / 2 + 0.5, rel=0.01)
+
+
 def test_what_both_were_given_goes_to_prompts_as_far_as_the_machine_says() -> None:
     lanes = LaneTime(num_units=16, curves=SMS, prefill_part=0.75)
     alone = lanes.slowness("prefill", {"prefill": 12})

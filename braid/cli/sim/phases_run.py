@@ -98,6 +98,7 @@ def _config(flags: MachineFlags, platform: Platform, units: int | None) -> Sched
         max_num_batched_tokens=flags.max_num_batched_tokens or platform.max_num_batched_tokens,
         max_model_len=min(platform.context, platform.kv_tokens // BLOCK_SIZE * BLOCK_SIZE),
         num_units=platform.num_units if units is None else units,
+        can_reshare=platform.can_reshare,
         num_layers=platform.num_layers,
     )
 

@@ -9,17 +9,15 @@ WINDOW = 128
 """Tokens that count."""
 EVERY = 32
 """Tokens after which the margin may move."""
-GOAL = 0.97
+GOAL = 0.99
 """Of the tokens should come in time: nearly all, since one that is late is what people notice."""
-SURE = 0.99
-"""With more than that there is something to give away."""
-USUAL, LOWEST, HIGHEST = 0.9, 0.6, 0.95
+USUAL, LOWEST = 0.95, 0.6
 DOWN, UP = 0.95, 1.02
 
 
 class Attainment:
-    """The margin falls while tokens come late although they were foreseen in time, and rises when they come in time:
-    to the usual one, and beyond it while first tokens are late."""
+    """The margin falls while tokens come late although they were foreseen in time, and rises again when they come in
+    time."""
 
     def __init__(self) -> None:
         self.margin = USUAL
@@ -54,9 +52,8 @@ class Attainment:
         if attained < GOAL and can_tighten:
             self.margin = max(LOWEST, self.margin * DOWN)
             self.forget()
-        elif attained >= SURE:
-            top = HIGHEST if _share(self._ttft) < GOAL else USUAL
-            self.margin = min(top, self.margin * UP) if self.margin < top else max(top, self.margin / UP)
+        elif attained >= GOAL:
+            self.margin = min(USUAL, self.margin * UP)
 
     def describe(self) -> Mapping[str, float]:
         return {

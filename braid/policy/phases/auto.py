@@ -43,8 +43,9 @@ they bring prompts forward as fast as chunks of 64, and decodes 1.6 times as fas
 SMALLEST_LANE_CHUNK = 128
 """The same in a lane of its own, where a step delays nobody else."""
 LANE_STEP_S = 1.0
-"""A step of the lane of prompts should end by then: so often the sizes may change. Shorter ones read the KV before them
-so often that first tokens came a tenth later in simulations, with longer ones 2 % earlier."""
+"""Where lanes change their sizes between two steps only, one of the lane of prompts should end by then. Shorter ones
+read the KV before them so often that first tokens came a tenth later in simulations, with longer ones 2 % earlier.
+Elsewhere a step ends with the next prompt."""
 TTFT_PART = 0.25
 """Nor should it take more than this of the wished time to the first token."""
 MIN_SHARE = 0.125
@@ -82,7 +83,8 @@ class Aim(NamedTuple):
 
     Args:
         tbt_s, ttft_s: the wishes, or what is usual.
-        target_s: between tokens, a margin below the wish.
+        target_s, mixed_s: foreseen between tokens, so far below the wish that nearly every step keeps it: of a lane
+            of decodes, and of one step for both.
         deadline_s: for first tokens; infinite where nobody wishes one.
         lateness: of the oldest prompt, from 0 to 1.
         min_prefill: units that are left to prompts in any case.
@@ -91,6 +93,7 @@ class Aim(NamedTuple):
     tbt_s: float
     ttft_s: float
     target_s: float
+    mixed_s: float
     deadline_s: float
     lateness: float
     min_prefill: int
@@ -166,7 +169,8 @@ class Auto:
         held = self._held_key(demand)
         prefill, decode = self._units(held, demand.num_units)
         what = "prompts" if demand.num_prefill else "decodes" if demand.num_decodes else "nothing"
-        return Division(not held, prefill, decode, WHOLE, why=f"{what} alone")
+        chunk = _next_prompt(demand) if demand.can_reshare and demand.num_prefill else WHOLE
+        return Division(not held, prefill, decode, chunk, why=f"{what} alone")
 
     def _held_key(self, demand: Demand) -> int:
         """What holds, as far as this machine can do it."""
@@ -183,7 +187,11 @@ class Auto:
         lateness = min(1.0, max(0.0, demand.waited_s / ttft_s - 1)) if ttft_s > 0 else 1.0
         share = MIN_SHARE + (AGED_SHARE - MIN_SHARE) * lateness
         floor = min(max(1, round(share * demand.num_units)), max(1, demand.num_units - 1))
-        return Aim(tbt_s, ttft_s, self._attained.margin * tbt_s, deadline_s, lateness, floor)
+        wanted_s = self._attained.margin * tbt_s
+        target_s, mixed_s = (
+            wanted_s / self._latency.overrun(with_prompts=is_mixed) for is_mixed in (False, True)
+        )
+        return Aim(tbt_s, ttft_s, target_s, mixed_s, deadline_s, lateness, floor)
 
     def _best(self, demand: Demand, aim: Aim) -> Choice:
         """Rules 2 and 3."""
@@ -197,7 +205,7 @@ class Auto:
             return mixed
         room = demand.max_num_batched_tokens - demand.num_decodes
         crumb = min(CRUMB * self._bias(0), demand.num_prefill, room)
-        if mixed.tbt_s > aim.target_s * (1 + 1e-9) or mixed.chunk < crumb:
+        if mixed.tbt_s > aim.mixed_s * (1 + 1e-9) or mixed.chunk < crumb:
             return split
         # The rest of a prompt always fits at last; that is no reason to compute it otherwise than it was begun.
         is_rest = self._held and demand.next_start and demand.num_prefill <= demand.next_prefill
@@ -236,7 +244,7 @@ class Auto:
         units, prompts, decodes = demand.num_units, _prompts(demand), _decodes(demand)
         alone = self._latency.step_s("mixed", units, units, decodes)
         late = aim.lateness if units < 2 else 0.0
-        target = max(aim.target_s, alone * (1 + late) if alone < aim.target_s else 2 * alone)
+        target = max(aim.mixed_s, alone * (1 + late) if alone < aim.mixed_s else 2 * alone)
         chunk = self._latency.chunk("mixed", units, units, prompts, decodes, target)
         chunk = max(chunk, min(SMALLEST_CHUNK, prompts.num))
         chunk = max(1, min(chunk, demand.max_num_batched_tokens - demand.num_decodes))
@@ -265,9 +273,12 @@ class Auto:
 
     def _split(self, demand: Demand, aim: Aim, size: int) -> Choice:
         units, prompts = demand.num_units, _prompts(demand)
-        limit = min(LANE_STEP_S, TTFT_PART * aim.ttft_s)
-        chunk = self._latency.chunk("prefill", size, units, prompts, Load(), limit, is_shared=True)
-        chunk = min(max(chunk, min(SMALLEST_LANE_CHUNK, prompts.num)), demand.max_num_batched_tokens)
+        chunk = _next_prompt(demand)
+        if not demand.can_reshare:
+            limit = min(LANE_STEP_S, TTFT_PART * aim.ttft_s)
+            chunk = self._latency.chunk("prefill", size, units, prompts, Load(), limit, is_shared=True)
+            chunk = max(chunk, min(SMALLEST_LANE_CHUNK, prompts.num))
+        chunk = min(chunk, demand.max_num_batched_tokens)
         load = Load(chunk, prompts.pairs(chunk))
         seconds = self._latency.step_s("prefill", size, units, load, is_shared=True)
         return Choice(False, size, chunk, self._decode_s(demand, size), chunk / seconds)
@@ -278,7 +289,7 @@ class Auto:
         if self._is_new or held != self._held:
             self._is_new, self._held = False, wanted.key
             return wanted
-        if self._switching.may_switch(held, wanted.key, demand.now):
+        if self._switching.may_switch(held, wanted.key, demand.now, at_once=demand.can_reshare):
             self._held = wanted.key
             self._attained.forget()
             return wanted
@@ -327,6 +338,11 @@ class Auto:
 
 def _first_finite(*values: float) -> float:
     return next((value for value in values if value < inf), values[-1])
+
+
+def _next_prompt(demand: Demand) -> int:
+    """A chunk that ends with the next prompt, so that its first token waits for no other; as large as pays."""
+    return max(demand.next_prefill, min(SMALLEST_LANE_CHUNK, demand.num_prefill))
 
 
 def _prompts(demand: Demand) -> Prompts:

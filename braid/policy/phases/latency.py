@@ -27,6 +27,12 @@ LARGEST_LOG = log(3)
 """No step moves a factor as if it had taken more than three times what was expected, or less than a third."""
 MEMORY = 8
 """Steps that a factor remembers."""
+OVERRUN = 1.25
+"""Times what was foreseen, that nearly every step takes at most: believed before anything was seen."""
+KEPT = 0.98
+"""Nearly every."""
+OVERRUN_STEP = 0.1
+"""By which a step that takes longer raises it, in logarithms."""
 ALONE = 8
 """Steps of a phase on the whole machine after which others no longer teach the base."""
 
@@ -94,6 +100,8 @@ class Latency:
         self._num_alone = {"prefill": 0, "decode": 0}
         self.residual = 0.0
         """How far predictions usually are from what was seen, as a share of it."""
+        self._overruns: dict[bool, float] = {}
+        """Logarithms, of steps with prompts and without."""
 
     def step_s(self, lane: str, units: int, num_units: int, load: Load, *, is_shared: bool = False) -> float:
         """Seconds of a step of ``lane`` (``mixed``, ``prefill`` or ``decode``); always above 0."""
@@ -129,13 +137,17 @@ class Latency:
         return int(min(num, prompts.num))
 
     def seen(self, step: StepSeen, num_units: int) -> None:
-        """Learn from a step on ``step.units`` of ``num_units``."""
+        """Learn from a step on ``step.units`` of ``num_units``; one whose units changed meanwhile tells nothing."""
+        if step.is_reshared:
+            return
         units = min(step.units, num_units) or num_units
         load = Load(step.num_prefill, step.num_pairs, step.num_decodes, step.num_context)
         seconds = max(SMALLEST_S, step.seconds)
         expected = self.step_s(step.lane, units, num_units, load, is_shared=step.is_shared)
         error = min(1.0, abs(expected - seconds) / seconds)
         self.residual += 0.05 * (error - self.residual)
+        if load.num_decodes:
+            self._overran(load.num_prefill > 0, log(seconds / expected))
         is_alone = units == num_units and not step.is_shared
         phases = ("prefill",) * (step.num_prefill > 0) + ("decode",) * (step.num_decodes > 0)
         if is_alone:
@@ -146,6 +158,16 @@ class Latency:
             self._base.add([value / whole for value in load.features], 1.0)
         base = max(SMALLEST_S, self._base.predict(load.features))
         self._factor(step.lane, units, num_units, step.is_shared).add(log(seconds / base))
+
+    def overrun(self, *, with_prompts: bool) -> float:
+        """Times what is foreseen, that nearly every step with decodes takes at most; at least 1. A quantile that is
+        followed step by step."""
+        return exp(self._overruns.get(with_prompts, log(OVERRUN)))
+
+    def _overran(self, with_prompts: bool, seen: float) -> None:
+        now = self._overruns.get(with_prompts, log(OVERRUN))
+        now += OVERRUN_STEP * (KEPT if seen > now else KEPT - 1)
+        self._overruns[with_prompts] = max(0.0, min(LARGEST_LOG, now))
 
     def factor(self, lane: str, units: int, num_units: int, *, is_shared: bool) -> float:
         """Seconds per second on the whole machine without another lane."""

@@ -25,6 +25,7 @@ class Demand(NamedTuple):
         tbt_s, ttft_s: the strictest wishes among those that decode, and among those that have no token yet; infinite
             where nobody said anything.
         max_num_batched_tokens: that one step computes at most.
+        can_reshare: whether a step in flight takes over the units of a later division.
     """
 
     now: float
@@ -38,6 +39,7 @@ class Demand(NamedTuple):
     tbt_s: float
     ttft_s: float
     max_num_batched_tokens: int = 1 << 30
+    can_reshare: bool = False
 
 
 class Division(NamedTuple):
@@ -77,11 +79,12 @@ class StepSeen(NamedTuple):
 
     Args:
         lane: ``mixed``, ``prefill`` or ``decode``.
-        units: that it had.
+        units: that it had when it began.
         num_prefill: tokens of prompts; ``num_pairs`` are the pairs of tokens that their attention had to weigh.
         num_decodes, num_context: requests with one token, and tokens whose KV they read.
         seconds: it took.
         is_shared: whether another lane computed at the same time.
+        is_reshared: whether its units changed meanwhile.
     """
 
     lane: str
@@ -92,6 +95,7 @@ class StepSeen(NamedTuple):
     num_context: int
     seconds: float
     is_shared: bool
+    is_reshared: bool = False
 
 
 class Phases(Protocol):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from math import inf
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -97,14 +98,14 @@ def test_lanes_come_where_they_get_more_done_and_no_first_token_is_late_for_it()
     for slo, num_prefill, is_mixed in (
         (Slo(tbt_s=0.2), 4000, False),
         (Slo(ttft_s=40.0, tbt_s=0.2), 4000, False),
-        (Slo(ttft_s=12.0, tbt_s=0.2), 4000, True),
-        (Slo(tbt_s=0.2), 100, True),
+        (Slo(ttft_s=12.0, tbt_s=0.3), 4000, True),
+        (Slo(tbt_s=0.2), 60, True),
     ):
         phases, machine = Auto(slo), Machine(2e-3, 30e-3, contention=1.1)
         wanted = demand(num_units=2, num_prefill=num_prefill, next_prefill=num_prefill)
         *_, (division, tbt) = machine.run(phases, wanted, 40)
         assert division.is_mixed == is_mixed, (slo, num_prefill, division.why)
-        assert tbt <= 0.2
+        assert tbt <= slo.tbt_s
 
 
 @pytest.mark.parametrize("slo", [Slo(), Slo(tbt_s=TBT_S)])
@@ -135,7 +136,7 @@ def test_wishes_that_nothing_keeps_leave_prompts_a_share_that_grows_with_their_w
     phases, machine = Auto(Slo(ttft_s=1.0, tbt_s=1e-4)), Machine(2e-3, 200e-3)
     *_, (division, _) = machine.run(phases, demand(num_units=num_units), 60)
     assert division.prefill_units >= max(1, round(MIN_SHARE * num_units))
-    assert phases.describe()["phases_margin"] == 0.9, "no margin helps"
+    assert phases.describe()["phases_margin"] == 0.95, "no margin helps"
     *_, (late, _) = machine.run(phases, demand(num_units=num_units, waited_s=2.0), 60)
     assert late.prefill_units >= num_units // 2
 
@@ -164,19 +165,47 @@ def test_the_margin_follows_what_is_attained() -> None:
     for _ in range(128):
         phases.answered(0.6, inf, 1.0, is_first=False)
     fallen = phases.describe()
-    assert fallen["phases_margin"] < 0.9
+    assert fallen["phases_margin"] < 0.95
     assert fallen["phases_tbt_attainment"] == 0.0
     for _ in range(640):
         phases.answered(0.2, inf, 1.0, is_first=False)
-    assert phases.describe()["phases_margin"] == 0.9
-    for _ in range(640):
-        phases.answered(0.2, inf, 1.0, is_first=False)
-        phases.answered(99.0, inf, 1.0, is_first=True)
-    assert phases.describe()["phases_margin"] == 0.95, "first tokens are late, and tokens are not"
+    assert phases.describe()["phases_margin"] == 0.95
     phases.divide(demand(num_prefill=0))
     for _ in range(640):
         phases.answered(0.6, inf, 1.0, is_first=False)
     assert phases.describe()["phases_margin"] == 0.95, "beside no prompt nothing is learnt"
+
+
+def test_steps_that_vary_are_aimed_at_from_farther_below() -> None:
+    chunks, late = [], []
+    for spread in (1.0, 1.3, 1.7):
+        phases, machine = Auto(Slo(tbt_s=0.5), has_lanes=False), Machine(2e-3, 30e-3)
+        lot = Random(1)
+        tbts = []
+        for number in range(300):
+            division = phases.divide(demand(num_units=2, now=float(number)))
+            seen = machine.step("mixed", 2, 2, division.max_prefill, 4, False)
+            seen = seen._replace(seconds=seen.seconds * lot.uniform(1.0, spread))
+            phases.stepped(seen, float(number))
+            phases.answered(seen.seconds, inf, float(number), is_first=False)
+            tbts.append(seen.seconds)
+        chunks.append(division.max_prefill)
+        late.append(sum(seconds > 0.5 for seconds in tbts[100:]) / 200)
+    assert chunks == sorted(chunks, reverse=True)
+    assert chunks[-1] < 0.8 * chunks[0]
+    assert max(late) <= 0.02
+
+
+def test_where_units_move_within_a_step_one_ends_with_the_next_prompt() -> None:
+    phases, machine = Auto(Slo(tbt_s=0.08)), Machine(2e-3, 30e-3)
+    asked = demand(num_units=2, next_prefill=300, can_reshare=True, max_num_batched_tokens=512)
+    *_, (division, _) = machine.run(phases, asked, 20)
+    assert (division.is_mixed, division.max_prefill) == (False, 300)
+    assert phases.divide(asked._replace(num_decodes=0)).max_prefill == 300
+    small = asked._replace(next_prefill=20)
+    assert phases.divide(small).max_prefill == 128, "several small ones are one step"
+    assert phases.divide(small._replace(num_prefill=50)).max_prefill == 50
+    assert phases.divide(asked._replace(next_prefill=4000)).max_prefill == 512
 
 
 @settings(max_examples=40, deadline=None)

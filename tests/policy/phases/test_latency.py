@@ -50,6 +50,33 @@ def test_machines_of_any_speed_are_learnt(speed: float) -> None:
         assert found == pytest.approx(expected, rel=0.15), lane
 
 
+def test_a_step_whose_units_changed_tells_nothing() -> None:
+    latency = Latency()
+    for step in steps(20, 1.0, 1, shared=False):
+        latency.seen(step, UNITS)
+    before = [latency.step_s(lane, 2, UNITS, LOAD[lane], is_shared=True) for lane in ("prefill", "decode")]
+    for step in steps(20, 9.0, 2):
+        latency.seen(step._replace(is_reshared=True), UNITS)
+    assert before == [
+        latency.step_s(lane, 2, UNITS, LOAD[lane], is_shared=True) for lane in ("prefill", "decode")
+    ]
+
+
+@pytest.mark.parametrize("with_prompts", [True, False])
+def test_nearly_every_step_keeps_the_overrun(with_prompts: bool) -> None:
+    latency, lot = Latency(), random.Random(1)
+    step = StepSeen("mixed", UNITS, 64 * with_prompts, 3e4 * with_prompts, 4, 1200, 0.1, False)
+    over = 0
+    for number in range(2000):
+        expected = latency.step_s("mixed", UNITS, UNITS, Load(*step[2:6]))
+        seconds = 0.1 * lot.lognormvariate(0, 0.2)
+        over += number >= 500 and seconds > expected * latency.overrun(with_prompts=with_prompts)
+        latency.seen(step._replace(seconds=seconds), UNITS)
+    assert 0.005 <= over / 1500 <= 0.05
+    assert 1.2 < latency.overrun(with_prompts=with_prompts) < 2.0
+    assert latency.overrun(with_prompts=not with_prompts) == pytest.approx(1.25), "not seen yet"
+
+
 def test_before_the_first_step_more_work_and_fewer_units_take_longer() -> None:
     latency = Latency()
     for lane in ("prefill", "decode"):
