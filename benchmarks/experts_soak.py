@@ -50,6 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--expert-memory", default="50%")
     parser.add_argument("--kv-mib", type=int, default=48)
+    parser.add_argument("--memory-split", default="live", help="fixed, to compare answers per minute with")
     parser.add_argument("--allow", type=float, default=0.05, help="part of the budget that may be added")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -79,8 +80,8 @@ class Sampler(threading.Thread):
                     "slots": stats.experts.slots,
                     "blocks": stats.num_blocks,
                     "free": stats.num_free_blocks,
-                    "to_kv": stats.policy_state["memory_moves_to_kv"],
-                    "to_experts": stats.policy_state["memory_moves_to_experts"],
+                    "to_kv": stats.policy_state.get("memory_moves_to_kv", 0.0),
+                    "to_experts": stats.policy_state.get("memory_moves_to_experts", 0.0),
                 }
             )
 
@@ -121,18 +122,25 @@ class Asker:
         return answers
 
 
-def chat(asker: Asker, seeds: Iterator[int], until: float) -> None:
+def chat(asker: Asker, seeds: Iterator[int], until: float) -> int:
+    """Answers."""
+    count = 0
     while time.perf_counter() < until:
-        asker.ask([random_prompt(12, asker.vocab_size, next(seeds))], 48)
+        count += len(asker.ask([random_prompt(12, asker.vocab_size, next(seeds))], 48))
+    return count
 
 
-def programs(asker: Asker, seeds: Iterator[int], until: float) -> None:
+def programs(asker: Asker, seeds: Iterator[int], until: float) -> int:
+    """Answers."""
+    count = 0
     histories = [random_prompt(400, asker.vocab_size, next(seeds)) for _ in range(PROGRAMS)]
     while time.perf_counter() < until:
         for history, answer in zip(histories, asker.ask(histories, 16), strict=True):
             history += [*answer, *random_prompt(120, asker.vocab_size, next(seeds))]
             if len(history) > LONGEST:
                 history[:] = random_prompt(400, asker.vocab_size, next(seeds))
+        count += PROGRAMS
+    return count
 
 
 def soak(built: Built, options: argparse.Namespace) -> dict[str, Any]:
@@ -146,10 +154,13 @@ def soak(built: Built, options: argparse.Namespace) -> dict[str, Any]:
     expected = asker.ask([probe], 24)
     sampler.start()
     end, turn, wrong = time.perf_counter() + 60 * options.minutes, 0, 0
+    answers: dict[str, list[float]] = {load.__name__: [0, 0.0] for load in (chat, programs)}
+    """By load, and in how many seconds."""
     while (now := time.perf_counter()) < end:
         load = (chat, programs)[turn % 2]
         sampler.load = load.__name__
-        load(asker, seeds, min(end, now + TURN_S))
+        answers[load.__name__][0] += load(asker, seeds, min(end, now + TURN_S))
+        answers[load.__name__][1] += time.perf_counter() - now
         sampler.load = PROBE
         wrong += asker.ask([probe], 24) != expected
         turn += 1
@@ -169,6 +180,7 @@ def soak(built: Built, options: argparse.Namespace) -> dict[str, Any]:
         "rows": sampler.rows,
         "turns": turn,
         "different_answers": wrong,
+        "answers_min": {name: 60 * count / max(1e-9, seconds) for name, (count, seconds) in answers.items()},
         "blocks_left": left,
     }
 
@@ -226,7 +238,7 @@ def main() -> None:
         kv_cache_memory=options.kv_mib * MIB,
         max_model_len=4096,
         max_num_seqs=16,
-        memory_split="live",
+        memory_split=options.memory_split,
     )
     built = build_engine(config, eos_token_ids=frozenset())
     plan = built.plan
@@ -254,6 +266,7 @@ def main() -> None:
                 "slots": f"{min(row['slots'] for row in rows)}-{max(row['slots'] for row in rows)}",
                 "blocks": f"{min(row['blocks'] for row in rows)}-{max(row['blocks'] for row in rows)}",
                 "moves": int(latest["to_kv"] + latest["to_experts"]),
+                **{f"{name}/min": rate for name, rate in result["answers_min"].items()},
                 "other answers": result["different_answers"],
                 "blocks left": result["blocks_left"],
             }

@@ -58,6 +58,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--modes")
+    parser.add_argument("--workloads", help="some of: long prompts, burst, agents, light")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--trace", type=Path, help="AzureLLMInferenceTrace_code_2023.csv")
     parser.add_argument("--slo-ttft-ms", type=float, default=12_000)
@@ -111,7 +112,8 @@ def _switches(llm: LLM) -> float:
 
 
 def work_of(options: argparse.Namespace, vocab_size: int) -> list[Workload]:
-    return workloads(size_of(options), vocab_size, options.trace, options.seed)
+    every = workloads(size_of(options), vocab_size, options.trace, options.seed)
+    return [work for work in every if options.workloads is None or work.name in options.workloads.split(",")]
 
 
 def size_of(options: argparse.Namespace) -> Size:

@@ -8,8 +8,11 @@ Rules:
        that comes nearest and still leaves prompts theirs.
        Where there cannot be lanes, always one step for both.
     4. A division changes when another was better several times in a row, some steps after the change before, and on
-       average less than once a second. Lanes change their sizes only where that delays nobody.
-    5. What is aimed at is a margin below the wish, which follows what is attained.
+       average less than once a second. Lanes change their sizes only where that delays nobody: between their own steps,
+       or within them.
+    5. What is aimed at lies below the wish: by as much as steps take longer than foreseen, and by a margin that follows
+       what is attained.
+    6. Where steps take over other units while they run, a step of prompts ends with a prompt and may take its time.
 
 The idea of shares that follow attainment is semi-PD's (arXiv 2504.19867), to split only when a violation is foreseen is
 DuetServe's (arXiv 2511.04791); the equations are Braid's own.
